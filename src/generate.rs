@@ -80,7 +80,7 @@ pub fn share(text: &str) -> Result<f64, String> {
 
 /// What generates, with so many threads; without a number one a core.
 pub fn device(threads: Option<u16>) -> CpuDevice {
-    CpuDevice::for_generation(threads.map_or_else(num_cores, usize::from))
+    CpuDevice::new(threads.map_or_else(num_cores, usize::from))
 }
 
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
@@ -149,13 +149,7 @@ impl Args {
     }
 
     pub fn device(&self) -> CpuDevice {
-        let device = device(self.threads);
-        if !device.has_bits_of_training() {
-            output::note(
-                "this processor has no AVX-512: logits differ by rounding from those of training, and a text may be another than where it has",
-            );
-        }
-        device
+        device(self.threads)
     }
 
     pub fn prompt(&self) -> Result<String> {

@@ -31,6 +31,8 @@ say "job $SLURM_JOB_ID, restart $restart, on $SLURM_JOB_NODELIST; everything is 
 # Certificates live as long as the allocation: the next one makes its own.
 export TOROID_CERTS=$TOROID_DIR/certs
 rm -rf "$TOROID_CERTS" "$TOROID_DIR/coordinator"
+# An allocation before this one left its port here, which would be read before the new coordinator has said its own.
+rm -f "$TOROID_DIR/logs/coordinator.out"
 { $TOROID certs init --cluster "slurm-$SLURM_JOB_ID" &&
     $TOROID certs issue coordinator --role coordinator &&
     $TOROID certs issue pool --role worker &&
@@ -55,11 +57,13 @@ coordinate() {
             "${roots[@]}" >"$TOROID_DIR/logs/coordinator.out" 2>>"$TOROID_DIR/logs/coordinator.log" &
         echo $! >"$TOROID_DIR/logs/coordinator.pid"
         while [ $port = 0 ]; do
-            port=$(sed -n 's/.*listens on .*:\([0-9]*\)$/\1/p' "$TOROID_DIR/logs/coordinator.out")
+            port=$(sed -n 's/.*listens on .*:\([0-9]*\)$/\1/p' "$TOROID_DIR/logs/coordinator.out" 2>/dev/null)
             : "${port:=0}"
             kill -0 $! 2>/dev/null || break
             sleep 0.1
         done
+        # It did not start, and would not the next time.
+        [ $port = 0 ] && return 1
         echo "$address:$port" >"$TOROID_DIR/coordinator.new" && mv "$TOROID_DIR/coordinator.new" "$TOROID_DIR/coordinator"
         wait $! && return
         sleep 1

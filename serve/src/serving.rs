@@ -84,9 +84,6 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     let name = args.name.clone().unwrap_or_else(|| name_of(&args.model.model.from));
     let room = Room { places: args.places.into(), waiting: args.waiting as usize, context };
     let device = generate::device(args.threads);
-    if !device.has_bits_of_training() {
-        output::note("this processor has no AVX-512: logits differ by rounding from those of training");
-    }
     let engine = Engine::start(model, device, room)?;
     let address = listener.local_addr().context("find the port")?;
     output::line(format_args!("{name} ({}) at http://{address}/v1", engine.model.source.what))?;

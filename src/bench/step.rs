@@ -173,7 +173,7 @@ impl Combination<'_> {
             share_of_peak: operations / step_cpu_s / 1e9 / peak_gflops_per_cpu,
             peak_memory_bytes,
             loss: steps.last().map_or(f64::NAN, |s| s.loss),
-            fingerprint: device.fingerprint(),
+            fingerprint: device.fingerprint(self.products),
         })
     }
 

@@ -40,6 +40,7 @@ use toroid_proto::{Register, build};
 use toroid_security::Credentials;
 pub use toroid_security::Roots;
 use toroid_session::client::{Client, Settings};
+use toroid_torus::job::Products;
 use toroid_torus::labels::Labels;
 
 use comm::nccl::Collectives;
@@ -205,7 +206,8 @@ async fn run_on<D: CachedAttention>(
         rack: config.rack.clone(),
         data_address: advertised(config.advertise.as_deref(), listener.local_addr())?,
         device: name,
-        fingerprint: device.fingerprint(),
+        fingerprint: device.fingerprint(Products::F32),
+        fingerprint_bf16: device.fingerprint(Products::Bf16),
         token: config.join_token.clone().unwrap_or_default(),
         pid: std::process::id(),
         incarnation,

@@ -14,6 +14,7 @@ use toroid_proto as proto;
 use toroid_proto::Register;
 use toroid_torus::failpoint;
 use toroid_torus::ids::{Epoch, JobId, Rank, WorkerId};
+use toroid_torus::job::Products;
 use toroid_torus::labels::Labels;
 use toroid_torus::placement::Candidate;
 
@@ -41,6 +42,12 @@ pub struct Worker {
 impl Worker {
     pub fn id(&self) -> WorkerId {
         self.register.worker_id.as_str().into()
+    }
+
+    /// What decides the bits that it computes with such products.
+    pub fn fingerprint(&self, products: Products) -> &str {
+        let Register { fingerprint, fingerprint_bf16, .. } = &self.register;
+        if products == Products::Bf16 && !fingerprint_bf16.is_empty() { fingerprint_bf16 } else { fingerprint }
     }
 
     /// It knows its place as it was in that epoch.

@@ -1541,6 +1541,9 @@ pub struct WorkerInfo {
     /// that it and the coordinator speak with each other
     #[prost(uint32, tag = "24")]
     pub protocol_version: u32,
+    /// fingerprint is that of jobs whose products are not bf16
+    #[prost(string, tag = "25")]
+    pub fingerprint_bf16: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3516,7 +3519,7 @@ pub struct Register {
     /// cpu, cuda:0
     #[prost(string, tag = "8")]
     pub device: ::prost::alloc::string::String,
-    /// instruction set, kernels, library versions: equal means equal bits
+    /// device, kernels, library versions: equal means equal bits in a job whose products are not bf16
     #[prost(string, tag = "9")]
     pub fingerprint: ::prost::alloc::string::String,
     /// join token; empty where none is asked for
@@ -3571,6 +3574,9 @@ pub struct Register {
     /// of its job, in that epoch
     #[prost(message, optional, tag = "27")]
     pub shape: ::core::option::Option<Shape>,
+    /// the same for a job whose products are bf16; empty: as fingerprint
+    #[prost(string, tag = "28")]
+    pub fingerprint_bf16: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {

@@ -159,7 +159,7 @@ impl Args {
     fn ask(&self, runtime: &Runtime, probes: &Probes) -> Result<Report> {
         let model = Model::open(runtime, &self.model)?;
         let (context, device) = (model.config().seq, toroid::generate::device(self.threads));
-        let fingerprint = device.fingerprint();
+        let fingerprint = device.fingerprint(model.source.products);
         let samples = u64::from(self.samples);
         let mut questions = Vec::new();
         for (category, found) in probes.category.iter().enumerate() {

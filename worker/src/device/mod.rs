@@ -1,7 +1,7 @@
 //! The operations that the model needs, and the devices that do them.
 //!
 //! ```text
-//!   model/  --(Device: buffers, views, operations)-->  cpu/    the reference: `gemm` and rayon
+//!   model/  --(Device: buffers, views, operations)-->  cpu/    the reference: products of our own, and rayon
 //!                                                      cuda/   NVIDIA GPUs, through `cudarc`
 //! ```
 //!
@@ -360,8 +360,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// See [`Device::snapshot`].
     type Snapshot: Snapshot;
 
-    /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
-    fn fingerprint(&self) -> String;
+    /// What decides the bits of a result with such products: device, kernels, libraries. Equal fingerprints give equal bits.
+    fn fingerprint(&self, products: Products) -> String;
 
     /// Runs `f`, which calls the device often, where that is fastest: on the CPU on one of the device's threads, as each call from outside
     /// would wake one up and wait for it.
@@ -667,11 +667,6 @@ pub trait Device: Send + Sync + Sized + 'static {
 pub trait CachedAttention: Device + Clone {
     /// A row of any operation's result has the same bits whatever other rows there are, and however many.
     fn rows_are_independent(&self) -> bool;
-
-    /// The same device with independent rows in forwards, where it can have them.
-    fn by_rows(&self) -> Self {
-        self.clone()
-    }
 
     /// Puts the keys and values of each row of `qkv (N, row_len)` into `cache (batch, seq, 2 * kv_heads * head_dim)`, then leaves in
     /// `out (N, heads * head_dim)` what the row's queries see of its sequence up to itself: as [`Device::attention`], to the bit where rows are

@@ -27,7 +27,7 @@
 //! - **M-1.** The residual stream, what the norms and the router read, and the gradient of the residual stream are the
 //!   same bits on every rank of a TP group: they are computed from sums over the group, by the same operations.
 //! - **M-2.** A layer's forward and its backward each sum over the TP group twice, whether activations are computed again or not.
-//! - **M-3.** No buffer is allocated after [`Stage::new`]; only `gemm` takes and frees what it packs operands into.
+//! - **M-3.** No buffer is allocated after [`Stage::new`].
 //! - **M-5.** A row that is decoded has the bits of the training forward, see `decode`.
 //! - **M-4.** A stage's results depend on its parameters and its inputs alone, not on what its buffers held before.
 //!

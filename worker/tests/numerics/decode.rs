@@ -25,7 +25,7 @@ fn trained(spec: &JobSpec, tokens: &[u32]) -> Vec<f32> {
 }
 
 fn decoder(spec: &JobSpec, sequences: usize, threads: usize) -> Decoder<CpuDevice> {
-    decoder_on(CpuDevice::for_generation(threads), spec, sequences)
+    decoder_on(CpuDevice::new(threads), spec, sequences)
 }
 
 fn decoder_on<D: CachedAttention>(device: D, spec: &JobSpec, sequences: usize) -> Decoder<D> {
@@ -33,16 +33,10 @@ fn decoder_on<D: CachedAttention>(device: D, spec: &JobSpec, sequences: usize) -
     Decoder::new(device, &spec.model, spec.products, &params, sequences)
 }
 
-/// Where products are others than those of training they are close: rounding to bf16 makes more of it.
 #[track_caller]
 fn check_row(found: &[f32], expected: &[f32], what: &str) {
-    if CpuDevice::for_generation(1).has_bits_of_training() {
-        let differs = (0..found.len()).find(|&i| found[i].to_bits() != expected[i].to_bits());
-        assert_eq!(differs.map(|i| (i, found[i], expected[i])), None, "{what}");
-    } else {
-        let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off < 2e-3, "{what}: off by {off}");
-    }
+    let differs = (0..found.len()).find(|&i| found[i].to_bits() != expected[i].to_bits());
+    assert_eq!(differs.map(|i| (i, found[i], expected[i])), None, "{what}");
 }
 
 /// A model whose sequences go over several blocks of attention's queries and keys, with dims that fill no vector.

@@ -67,10 +67,11 @@ impl Job {
     /// what it needs.
     fn is_suited<'a>(&'a self, pool: &Pool) -> impl Fn(&Worker) -> bool + 'a {
         let fingerprint = self.fingerprint(pool);
-        let computes_alike = move |f: &str| !self.core.record.spec.exact || fingerprint.as_deref() == Some(f);
+        let spec = &self.core.record.spec;
+        let computes_alike = move |w: &Worker| !spec.exact || fingerprint.as_deref() == Some(w.fingerprint(spec.products));
         let kind = Kind::of_places(&self.core.record, pool).or_else(|| Kind::of_most(pool));
         move |w: &Worker| {
-            computes_alike(&w.register.fingerprint)
+            computes_alike(w)
                 && kind.is_none_or(|kind| kind.with(&w.register).is_some())
                 && w.has_labels(&self.core.record.spec.workers.labels)
                 && !self.fitness.is_unfit(&w.register.worker_id)
@@ -97,7 +98,7 @@ impl Job {
         }
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for worker in pool.spares() {
-            *counts.entry(&worker.register.fingerprint).or_default() += 1;
+            *counts.entry(worker.fingerprint(self.core.record.spec.products)).or_default() += 1;
         }
         let best = counts.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(a.0)));
         best.map(|(fingerprint, _)| fingerprint.to_string())
@@ -113,11 +114,10 @@ impl Job {
         if let Some(reason) = Kind::of_places(record, pool).and_then(|kind| kind.objection(register, id)) {
             return Some(reason);
         }
-        let expected =
-            record.fingerprint.as_ref().filter(|expected| record.spec.exact && **expected != register.fingerprint)?;
+        let found = worker.fingerprint(record.spec.products);
+        let expected = record.fingerprint.as_ref().filter(|expected| record.spec.exact && *expected != found)?;
         Some(format!(
-            "{id} is exact, and this worker computes in another way than its places: it is {}, they are {expected}",
-            register.fingerprint
+            "{id} is exact, and this worker computes in another way than its places: it is {found}, they are {expected}"
         ))
     }
 

@@ -212,7 +212,8 @@ impl Job {
     /// Remembers what an exact job runs on; warns where bits may come to differ.
     fn check_fingerprints(&mut self, cx: &mut Context<'_>) {
         let workers = self.core.record.places.iter().flatten().filter_map(|w| cx.pool.get(w));
-        let found: BTreeSet<String> = workers.map(|w| w.register.fingerprint.clone()).collect();
+        let products = self.core.record.spec.products;
+        let found: BTreeSet<String> = workers.map(|w| w.fingerprint(products).to_string()).collect();
         if self.core.record.spec.exact {
             self.core.record.edit(cx.out).fingerprint = found.into_iter().next();
         } else if found.len() > 1 {

@@ -46,6 +46,7 @@ impl Machine {
             host: w.register.host.clone(),
             device: w.register.device.clone(),
             fingerprint: w.register.fingerprint.clone(),
+            fingerprint_bf16: w.register.fingerprint_bf16.clone(),
             build_version: w.register.build_version.clone(),
             protocol_version: protocol_with(&w.register).unwrap_or_default(),
             job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.to_string()),

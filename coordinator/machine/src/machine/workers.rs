@@ -73,7 +73,9 @@ impl Config {
         if let Err(error) = labels::check_own(&register.labels) {
             return Some(format!("labels: {error}; start the worker with others (--label)"));
         }
-        let bad = named.into_iter().find(|(_, text)| text.is_empty() || text.len() > MAX_NAME_BYTES);
+        let is_bad = |(_, text): &(_, &String)| text.is_empty() || text.len() > MAX_NAME_BYTES;
+        let of_bf16 = Some(("fingerprint_bf16", &register.fingerprint_bf16)).filter(|(_, text)| !text.is_empty());
+        let bad = named.into_iter().chain(of_bf16).find(is_bad);
         bad.map(|(key, text)| {
             format!(
                 "`{key}` has {} bytes; expected 1 to {MAX_NAME_BYTES}: the worker is not of this version",

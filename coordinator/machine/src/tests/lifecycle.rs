@@ -159,6 +159,23 @@ fn links_of_a_job_are_narrowed_to_what_all_its_places_speak() {
     assert_eq!(world.record(&job).state, State::Running);
 }
 
+/// Processors that multiply pairs of bf16 differ there alone.
+#[test]
+fn workers_that_differ_in_bf16_alone_are_alike_for_a_job_of_f32() {
+    for (keys, are_alike) in [("exact = true", true), ("exact = true\nproducts = \"bf16\"", false)] {
+        let mut world = World::new();
+        let job = world.submit(&job_file(2, 9, keys));
+        world.join("a");
+        world.join_as("b", |w| w.fingerprint_bf16 = "pairs".into());
+        assert_eq!(world.record(&job).state == State::Queued, !are_alike, "{keys}");
+        world.join_as("c", |w| w.fingerprint_bf16 = "pairs".into());
+        world.settle();
+        world.train(&job, 1);
+        let expected = if are_alike { "alike" } else { "pairs" };
+        assert_eq!(world.record(&job).fingerprint.as_deref(), Some(expected), "{keys}");
+    }
+}
+
 #[test]
 fn mixed_fingerprints_are_warned_about() {
     let mut world = World::new();

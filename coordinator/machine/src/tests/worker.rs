@@ -61,6 +61,7 @@ pub struct Worker {
     pub id: String,
     pub host: String,
     pub fingerprint: String,
+    pub fingerprint_bf16: String,
     /// Numerics, and the oldest and the newest version of links.
     pub build: (u32, u32, u32),
     pub zone: String,
@@ -127,6 +128,7 @@ impl Worker {
             id: id.into(),
             host: format!("host-{id}"),
             fingerprint: "alike".into(),
+            fingerprint_bf16: String::new(),
             build: (1, 1, 1),
             zone: String::new(),
             labels: BTreeMap::new(),
@@ -177,6 +179,7 @@ impl Worker {
             },
             device: "cpu".into(),
             fingerprint: self.fingerprint.clone(),
+            fingerprint_bf16: self.fingerprint_bf16.clone(),
             numerics: self.build.0,
             links_oldest: self.build.1,
             links_version: self.build.2,

@@ -18,8 +18,9 @@
 //! Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication".
 
 use std::arch::x86_64::*;
-use std::cell::RefCell;
 use std::mem::transmute;
+
+use super::packed::{LEFT, RIGHT, with_packed};
 
 /// Rows of a tile at most.
 const ROWS: usize = 14;
@@ -38,29 +39,7 @@ const STRIP: usize = 8;
 /// Units of a packed tile of `a`: room for either way.
 const TILE: usize = 16 * ROW_STRIDE;
 const _: () = assert!(TILE >= ROWS * ROW_STRIDE && TILE >= DEPTH * DEPTH_STRIDE);
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
-/// Packed operands of a thread.
-struct Packed {
-    a: Box<[Line]>,
-    b: Box<[Line]>,
-}
-
-impl Packed {
-    fn new() -> Packed {
-        let lines = |units: usize| vec![Line([0; 16]); units.div_ceil(16)].into_boxed_slice();
-        Packed { a: lines(STRIP * TILE), b: lines(DEPTH * COLS) }
-    }
-}
-
-/// The packed operands of this thread, allocated at its first product.
-fn with_packed<R>(f: impl FnOnce(*mut u32, *mut u32) -> R) -> R {
-    thread_local!(static PACKED: RefCell<Packed> = RefCell::new(Packed::new()));
-    PACKED.with_borrow_mut(|packed| f(packed.a.as_mut_ptr().cast(), packed.b.as_mut_ptr().cast()))
-}
+const _: () = assert!(LEFT >= STRIP * TILE && RIGHT >= DEPTH * COLS && DEPTH == super::portable::DEPTH);
 
 /// Where a tile of the result goes.
 #[derive(Clone, Copy)]

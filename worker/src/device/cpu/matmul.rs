@@ -1,5 +1,4 @@
-//! Matrix products on all threads, cut into tiles of the result: for the number of threads where the cut makes no difference to the
-//! result ([`Kernel::any_cut`]), else by the shape alone (D-1).
+//! Matrix products on all threads, cut into tiles of the result for their number: the cut makes no difference to the result (D-1).
 
 use std::ops::Range;
 
@@ -20,7 +19,7 @@ const TILES_PER_THREAD: usize = 2;
 pub fn matmul(pool: &Pool, kernel: Kernel, alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: &mut [f32]) {
     let (m, n) = (a.rows, b.cols);
     assert_eq!(c.len(), m * n, "the product of ({m}, {}) and ({}, {n})", a.cols, b.rows);
-    let wanted = tiles_wanted(pool, kernel, 1);
+    let wanted = tiles_wanted(pool, 1);
     let tile_cols = wanted.min(n / MIN_COLS).max(1);
     let tile_rows = wanted.div_ceil(tile_cols).min(m / MIN_ROWS).max(1);
     let c = Disjoint::new(c);
@@ -34,11 +33,10 @@ pub fn matmul(pool: &Pool, kernel: Kernel, alpha: f32, a: Operand<'_>, b: Operan
 }
 
 /// Tiles that each of `num` products is cut into at best.
-fn tiles_wanted(pool: &Pool, kernel: Kernel, num: usize) -> usize {
-    match (kernel.any_cut(), pool.threads()) {
-        (false, _) => usize::MAX,
-        (true, 1) => 1,
-        (true, threads) => (TILES_PER_THREAD * threads).div_ceil(num.max(1)),
+fn tiles_wanted(pool: &Pool, num: usize) -> usize {
+    match pool.threads() {
+        1 => 1,
+        threads => (TILES_PER_THREAD * threads).div_ceil(num.max(1)),
     }
 }
 
@@ -67,7 +65,7 @@ impl Grouped<'_> {
     pub fn product(&self, pool: &Pool, kernel: Kernel, x: &[f32], w: &[f32], transposed: bool, y: &mut [f32]) {
         let (k, n) = (x.len() / self.capacity, y.len() / self.capacity);
         assert_eq!(w.len(), self.experts() * n * k, "weights of {} experts, ({n}, {k}) each", self.experts());
-        let tiles = tiles_wanted(pool, kernel, self.experts()).min(n / MIN_COLS).max(1);
+        let tiles = tiles_wanted(pool, self.experts()).min(n / MIN_COLS).max(1);
         let y = Disjoint::new(y);
         pool.each(self.experts() * tiles, self.num_rows() * n * k, |i| {
             let (expert, cols) = (i / tiles, part(i % tiles, tiles, PANEL, n));
@@ -88,7 +86,7 @@ impl Grouped<'_> {
     pub fn weight_gradient(&self, pool: &Pool, kernel: Kernel, dy: &[f32], x: &[f32], dw: &mut [f32]) {
         let (m, n) = (dy.len() / self.capacity, x.len() / self.capacity);
         assert_eq!(dw.len(), self.experts() * m * n, "gradients of {} experts, ({m}, {n}) each", self.experts());
-        let tiles = tiles_wanted(pool, kernel, self.experts()).min(m / MIN_ROWS).max(1);
+        let tiles = tiles_wanted(pool, self.experts()).min(m / MIN_ROWS).max(1);
         let dw = Disjoint::new(dw);
         pool.each(self.experts() * tiles, self.num_rows() * m * n, |i| {
             let (expert, out) = (i / tiles, part(i % tiles, tiles, 1, m));

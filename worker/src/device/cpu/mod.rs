@@ -2,15 +2,15 @@
 //!
 //! ```text
 //!   mod      storage and the trait                 pool    threads, blocks of rows
-//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, by_rows, or the `gemm-f32` crate
+//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or portable
 //!   attention, layers, moe, loss, vector           the operations
 //!   simd     loops per instruction set, exp
 //! ```
 //!
 //! Nothing here depends on the number of threads but the speed (D-1): a sum is done by one thread in a fixed order, or by parts of
 //! fixed size that are then added in order; where work is cut for the number of threads, no sum is cut. Each thread keeps the
-//! packed operands of its products, allocated at the first one (D-2). `unsafe` is for four things: disjoint parts of one output on
-//! several threads, calls into `gemm`, the AVX-512 products, and calls of functions compiled for an instruction set that was found.
+//! packed operands of its products, allocated at the first one (D-2). `unsafe` is for three things: disjoint parts of one output on
+//! several threads, products, and calls of functions compiled for an instruction set that was found.
 
 #![allow(unsafe_code)]
 
@@ -23,13 +23,14 @@ use super::*;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod by_rows;
 mod layers;
 mod loss;
 mod matmul;
 mod moe;
 mod operand;
+mod packed;
 mod pool;
+mod portable;
 mod product;
 mod simd;
 mod vector;
@@ -138,25 +139,12 @@ pub struct CpuDevice {
     pool: Arc<Pool>,
     isa: Isa,
     allocated: Arc<AtomicU64>,
-    /// See [`CpuDevice::for_generation`].
-    by_rows: bool,
 }
 
 impl CpuDevice {
     /// A device with this many threads, at least 1. With one, everything runs on the caller's.
     pub fn new(threads: usize) -> CpuDevice {
-        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), allocated: Arc::default(), by_rows: false }
-    }
-
-    /// A device whose rows are independent on any processor: without AVX-512 it has products of its own, whose bits are not those of training. It
-    /// computes forwards alone.
-    pub fn for_generation(threads: usize) -> CpuDevice {
-        CpuDevice { by_rows: true, ..CpuDevice::new(threads) }
-    }
-
-    /// What is generated has the logits of the training forward, to the bit.
-    pub fn has_bits_of_training(&self) -> bool {
-        self.isa.has_avx512()
+        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), allocated: Arc::default() }
     }
 
     pub fn threads(&self) -> usize {
@@ -164,13 +152,11 @@ impl CpuDevice {
     }
 
     fn kernel(&self, products: Products) -> Kernel {
-        let kernel = Kernel::new(self.isa, products);
-        if self.by_rows { kernel.for_rows() } else { kernel }
+        Kernel::new(self.isa, products)
     }
 
-    /// Digest of products whose sums are long enough for `gemm` to cut them by the machine's caches and instruction
-    /// set.
-    fn probe(&self) -> String {
+    /// Digest of products of several blocks of depth: those of bf16 differ where the processor multiplies pairs of them.
+    fn probe(&self, products: Products) -> String {
         const DEPTH: usize = 3000;
         let values = |n: usize, seed: u32| -> Vec<f32> {
             let step = |i: usize| (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8;
@@ -181,12 +167,10 @@ impl CpuDevice {
             let (a, b) = (values(m * DEPTH, 1), values(n * DEPTH, 2));
             let by_row = (Operand::new(&a, m, DEPTH), Operand::new(&b, n, DEPTH).t());
             let by_depth = (Operand::new(&a, DEPTH, m).t(), Operand::new(&b, DEPTH, n));
-            for products in [Products::F32, Products::Bf16] {
-                for (a, b) in [by_row, by_depth] {
-                    let mut c = vec![0.0; m * n];
-                    matmul::matmul(&self.pool, Kernel::new(self.isa, products), 1.0, a, b, 0.0, &mut c);
-                    hasher.update(bytemuck::cast_slice(&c));
-                }
+            for (a, b) in [by_row, by_depth] {
+                let mut c = vec![0.0; m * n];
+                matmul::matmul(&self.pool, Kernel::new(self.isa, products), 1.0, a, b, 0.0, &mut c);
+                hasher.update(bytemuck::cast_slice(&c));
             }
         }
         hasher.finalize().to_hex()[..12].to_string()
@@ -202,11 +186,9 @@ impl Device for CpuDevice {
         self.pool.enter(f)
     }
 
-    fn fingerprint(&self) -> String {
-        let isa = format!("{:?}", self.isa.level()).to_lowercase();
+    fn fingerprint(&self, products: Products) -> String {
         let numerics = toroid_proto::build().numerics;
-        let rows = if self.by_rows && !self.has_bits_of_training() { "-by-rows" } else { "" };
-        format!("cpu-{}-{isa}-numerics-{numerics}-products-{}{rows}", std::env::consts::ARCH, self.probe())
+        format!("cpu-{}-numerics-{numerics}-products-{}", std::env::consts::ARCH, self.probe(products))
     }
 
     /// The pages of the whole process that are in memory, as Linux says; 0 elsewhere.
@@ -609,11 +591,7 @@ impl Device for CpuDevice {
 
 impl CachedAttention for CpuDevice {
     fn rows_are_independent(&self) -> bool {
-        self.kernel(Products::F32).any_cut()
-    }
-
-    fn by_rows(&self) -> CpuDevice {
-        CpuDevice { by_rows: true, ..self.clone() }
+        true
     }
 
     fn cached_attention(

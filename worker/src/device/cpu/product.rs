@@ -1,15 +1,13 @@
 //! One matrix product on one thread, by the best kernel that the machine has.
 //!
 //! ```text
-//!   F32    AVX-512: `avx512`                       else the `gemm-f32` crate
+//!   F32    AVX-512: `avx512`                       else `portable`; the same bits
 //!   Tf32   as F32: no CPU has it
 //!   Bf16   AVX-512 with BF16: `avx512`             else the operands are rounded and go the way of F32
-//!   for generation, without AVX-512: `by_rows`
 //! ```
 //!
-//! `avx512` adds the terms of an element of the result in an order that depends on the product's depth alone, so a caller may cut the
-//! result into tiles as it likes. The order of the `gemm-f32` crate depends on the machine and on the tile: there the cut must
-//! depend on the shape alone (D-1), see [`Kernel::any_cut`].
+//! Both add the terms of an element of the result in an order that depends on the product's depth alone, so a caller may cut the result into
+//! tiles as it likes, and a row has the same bits whatever other rows there are.
 //!
 //! Deliberately absent: threads, see `matmul`.
 
@@ -17,8 +15,8 @@ use std::cell::RefCell;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
-use super::by_rows;
 use super::operand::Operand;
+use super::portable;
 use super::simd::Isa;
 use crate::device::Products;
 
@@ -27,23 +25,11 @@ use crate::device::Products;
 pub struct Kernel {
     isa: Isa,
     products: Products,
-    /// Without AVX-512 products are computed row by row.
-    by_rows: bool,
 }
 
 impl Kernel {
     pub fn new(isa: Isa, products: Products) -> Kernel {
-        Kernel { isa, products, by_rows: false }
-    }
-
-    /// For forwards of which a row must have the same bits whatever other rows there are.
-    pub fn for_rows(self) -> Kernel {
-        Kernel { by_rows: true, ..self }
-    }
-
-    /// The result is the same however it is cut into tiles.
-    pub fn any_cut(self) -> bool {
-        self.isa.has_avx512() || self.by_rows
+        Kernel { isa, products }
     }
 }
 
@@ -76,57 +62,12 @@ pub unsafe fn product(
     }
     // SAFETY: as above.
     match kernel.products {
-        Products::F32 | Products::Tf32 if kernel.by_rows => unsafe {
-            by_rows::product(kernel.isa, alpha, a, b, beta, c, c_stride)
-        },
-        Products::F32 | Products::Tf32 => unsafe { portable(alpha, a, b, beta, c, c_stride) },
+        Products::F32 | Products::Tf32 => unsafe { portable::product(kernel.isa, alpha, a, b, beta, c, c_stride) },
         Products::Bf16 => {
             let f32 = Kernel { products: Products::F32, ..kernel };
             // SAFETY: the rounded operands are as long as they say; the caller answers for `c`.
             with_rounded(a, b, |a, b| unsafe { product(f32, alpha, a, b, beta, c, c_stride) });
         }
-    }
-}
-
-/// Arguments as in [`product`], whose checks were made.
-///
-/// # Safety
-///
-/// As there.
-unsafe fn portable(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, c_stride: usize) {
-    let product = gemm_f32::gemm::f32::get_gemm_fn();
-    let (reads_c, parallelism) = (beta != 0.0, gemm_common::Parallelism::None);
-    let (a_at, a_cs, a_rs) = (a.data.as_ptr(), a.col_stride as isize, a.row_stride as isize);
-    let (b_at, b_cs, b_rs) = (b.data.as_ptr(), b.col_stride as isize, b.row_stride as isize);
-    // The kernels want a result in columns: the transposed of one in rows is that. One of a single column is so already.
-    let ((m, n), (c_cs, c_rs), (lhs, lhs_cs, lhs_rs), (rhs, rhs_cs, rhs_rs)) = if c_stride > 1 {
-        ((b.cols, a.rows), (c_stride as isize, 1), (b_at, b_rs, b_cs), (a_at, a_rs, a_cs))
-    } else {
-        ((a.rows, b.cols), (1, c_stride as isize), (a_at, a_cs, a_rs), (b_at, b_cs, b_rs))
-    };
-    // SAFETY: the operands are inside of their slices; the caller answers for `c`.
-    unsafe {
-        product(
-            m,
-            n,
-            a.cols,
-            c,
-            c_cs,
-            c_rs,
-            reads_c,
-            lhs,
-            lhs_cs,
-            lhs_rs,
-            rhs,
-            rhs_cs,
-            rhs_rs,
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            parallelism,
-        );
     }
 }
 
@@ -187,22 +128,44 @@ mod tests {
     }
 
     #[test]
-    fn where_any_cut_will_do_it_gives_the_same_bits() {
-        let (m, n, depth) = (61, 75, 700);
-        let (a, b) = (values(m * depth, 1), values(depth * n, 2));
-        let by_row = (Operand::new(&a, m, depth), Operand::new(&b, n, depth).t());
-        let by_depth = (Operand::new(&a, depth, m).t(), Operand::new(&b, depth, n));
-        let kernels = BOTH.map(|products| Kernel::new(Isa::detect(), products));
-        for kernel in kernels.into_iter().chain(kernels.map(Kernel::for_rows)) {
-            // What is for rows knows no operands that lie along the columns of `a`, which forwards have not.
-            let plain = (by_row.0, Operand::new(&b, depth, n));
-            let operands = if kernel.by_rows { [by_row, plain] } else { [by_row, by_depth] };
-            for (a, b) in operands.into_iter().filter(|_| kernel.any_cut()) {
-                let whole = in_tiles(kernel, a, b, m, n);
-                for (rows, cols) in [(1, n), (m, 1), (13, 32), (30, 40)] {
-                    assert!(in_tiles(kernel, a, b, rows, cols) == whole, "{kernel:?} in tiles of ({rows}, {cols})");
+    fn any_cut_and_any_instruction_set_give_the_same_bits() {
+        // Depths of one block, of several, and of none; columns and rows that fill no panel and no tile.
+        for (m, n, depth) in [(61, 75, 700), (7, 16, 256), (1, 3, 5), (13, 530, 33), (2, 2, 0)] {
+            let (a, b) = (values(m * depth, 1), values(depth * n, 2));
+            let by_row = (Operand::new(&a, m, depth), Operand::new(&b, n, depth).t());
+            let by_depth = (Operand::new(&a, depth, m).t(), Operand::new(&b, depth, n));
+            for products in BOTH {
+                for (a, b) in [by_row, by_depth] {
+                    let whole = in_tiles(Kernel::new(Isa::detect(), products), a, b, m, n);
+                    for isa in Isa::all().filter(|isa| products == Products::F32 || isa.has_bf16() == Isa::detect().has_bf16()) {
+                        let kernel = Kernel::new(isa, products);
+                        for (rows, cols) in [(m, n), (1, n), (m, 1), (13, 32), (30, 40)] {
+                            assert!(in_tiles(kernel, a, b, rows, cols) == whole, "{kernel:?} in tiles of ({rows}, {cols})");
+                        }
+                    }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_product_is_scaled_and_added_to_what_is_there_alike() {
+        let (m, n, depth) = (9, 37, 300);
+        let (a, b, there) = (values(m * depth, 1), values(depth * n, 2), values(m * n, 3));
+        let results = Isa::all().map(|isa| {
+            let mut c = there.clone();
+            let (a, b) = (Operand::new(&a, m, depth), Operand::new(&b, depth, n));
+            // SAFETY: `c` has the elements of the product.
+            unsafe { product(Kernel::new(isa, Products::F32), 0.3, a, b, 0.7, c.as_mut_ptr(), n) };
+            c
+        });
+        let results: Vec<_> = results.collect();
+        assert!(results.iter().all(|c| *c == results[0]));
+        for (i, (found, old)) in results[0].iter().zip(&there).enumerate() {
+            let (row, col) = (i / n, i % n);
+            let sum: f64 = (0..depth).map(|k| f64::from(a[row * depth + k]) * f64::from(b[k * n + col])).sum();
+            let expected = 0.3 * sum + 0.7 * f64::from(*old);
+            assert!((f64::from(*found) - expected).abs() < 1e-4, "({row}, {col}): {found}, not {expected}");
         }
     }
 
@@ -214,9 +177,6 @@ mod tests {
         let best = in_tiles(Kernel::new(Isa::detect(), Products::Bf16), a, b, m, n);
         let rounded = in_tiles(Kernel::new(Isa::detect().less_bf16(), Products::Bf16), a, b, m, n);
         let exact = in_tiles(Kernel::new(Isa::detect(), Products::F32), a, b, m, n);
-        let rows = in_tiles(Kernel::new(Isa::detect(), Products::F32).for_rows(), a, b, m, n);
-        let off = rows.iter().zip(&exact).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-        assert!(off < 1e-4, "row by row off by {off}");
         let distance = |x: &[f32]| x.iter().zip(&rounded).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         assert!(distance(&best) < 1e-4, "off by {}", distance(&best));
         assert!(distance(&exact) > 1e-3, "operands are rounded");

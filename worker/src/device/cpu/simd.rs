@@ -3,8 +3,7 @@
 //!
 //! The build target is plain x86-64, so that one binary runs everywhere. [`multiversion!`] compiles a function's body
 //! three times. A multiply-add is fused where a body says `mul_add`, and nowhere else: as one instruction, or where there is none by a call
-//! that rounds once, too. Sums run in [`LANES`] fixed lanes. So all versions give the same bits (D-1), only the matrix products of the
-//! `gemm` crate differ by instruction set.
+//! that rounds once, too. Sums run in [`LANES`] fixed lanes. So all versions give the same bits (D-1).
 
 /// Lanes of a sum: a vector of AVX-512, two of AVX2, four of SSE.
 pub const LANES: usize = 16;
@@ -46,6 +45,22 @@ impl Isa {
 
     const fn without_bf16(level: Level) -> Isa {
         Isa { level, bf16: false }
+    }
+
+    /// All that this machine has.
+    #[cfg(test)]
+    pub fn all() -> impl Iterator<Item = Isa> {
+        let best = Isa::detect();
+        [best, best.less_bf16(), Isa::without_bf16(Level::Baseline)].into_iter().chain(Isa::avx2())
+    }
+
+    #[cfg(test)]
+    fn avx2() -> Option<Isa> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Some(Isa::without_bf16(Level::Avx2));
+        }
+        None
     }
 
     /// The same without bf16 products.
@@ -220,10 +235,8 @@ mod tests {
     fn every_instruction_set_gives_the_same_bits() {
         let x: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
         let baseline = versioned(Isa::without_bf16(Level::Baseline), &x).to_bits();
-        assert_eq!(versioned(Isa::detect(), &x).to_bits(), baseline);
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            assert_eq!(versioned(Isa::without_bf16(Level::Avx2), &x).to_bits(), baseline);
+        for isa in Isa::all() {
+            assert_eq!(versioned(isa, &x).to_bits(), baseline, "{isa:?}");
         }
     }
 }

@@ -149,7 +149,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
     type Ids = CudaIds<R>;
     type Snapshot = CudaSnapshot<R>;
 
-    fn fingerprint(&self) -> String {
+    fn fingerprint(&self, _products: Products) -> String {
         let numerics = toroid_proto::build().numerics;
         format!("{}-numerics-{numerics}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
     }

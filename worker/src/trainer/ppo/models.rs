@@ -39,7 +39,7 @@ impl<D: CachedAttention> Models<D> {
         let ppo = spec.ppo.as_ref()?;
         let at = (&spec.shape, spec.shape.place(rank));
         // Who else's answers are written meanwhile shows in no bit of an answer.
-        let decoder = StageDecoder::new(device.by_rows(), &spec.model, spec.products, at, partition, ppo.side_by_side);
+        let decoder = StageDecoder::new(device.clone(), &spec.model, spec.products, at, partition, ppo.side_by_side);
         let frozen = || Frozen::new(device, partition.padded_len);
         Some(Models { decoder, reference: frozen(), reward: ppo.reward_model.as_ref().map(|_| frozen()) })
     }

@@ -52,7 +52,9 @@ all_operations!(gpu: crate::support::gpu());
 
 #[test]
 fn the_fingerprint_does_not_depend_on_threads() {
-    assert_eq!(CpuDevice::new(1).fingerprint(), CpuDevice::new(3).fingerprint());
+    for products in [Products::F32, Products::Bf16] {
+        assert_eq!(CpuDevice::new(1).fingerprint(products), CpuDevice::new(3).fingerprint(products));
+    }
 }
 
 /// Values between -1 and 1 from a seed: the same in every run.
