@@ -103,7 +103,7 @@ impl Device for ToyDevice {
     type Ids = Box<[u32]>;
     type Snapshot = HostSnapshot;
 
-    fn fingerprint(&self) -> String {
+    fn fingerprint(&self, _products: Products) -> String {
         "toy".into()
     }
     fn memory(&self) -> DeviceMemory {

@@ -40,7 +40,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let open = |graphs| CudaDevice::open(0, &std::env::temp_dir().join("toroid-gpu-check"), graphs);
     if args.first().is_some_and(|arg| arg == "--probe") {
-        println!("{}", open(Graphs::On)?.fingerprint());
+        println!("{}", open(Graphs::On)?.fingerprint(Products::F32));
         return Ok(());
     }
     let preset = args.first().map_or("1b", String::as_str);
@@ -52,7 +52,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     partition::check(&spec.model, &spec.shape)?;
     // An operation that is timed alone is a call of its own.
     let device = open(Graphs::Off)?;
-    println!("{}\n{}", device.runtime().name(), device.fingerprint());
+    println!("{}\n{}", device.runtime().name(), device.fingerprint(Products::F32));
     let bench = Bench::new(device.clone(), spec.products);
     println!(
         "ceilings: copy {:.0} GB/s, product {:.1} TFLOP/s ({products})\n",

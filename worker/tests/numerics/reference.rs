@@ -219,7 +219,9 @@ fn another_arithmetic_has_another_number() {
         }
         let (fingerprint, found) = (device.fingerprint(products), hasher.finalize().to_hex()[..16].to_string());
         match KNOWN_BITS.iter().find(|(of, known, _)| (*of, *known) == (products, fingerprint.as_str())) {
-            Some((_, _, expected)) => assert_eq!(found, *expected, "the {products:?} arithmetic of {fingerprint} is another one"),
+            Some((_, _, expected)) => {
+                assert_eq!(found, *expected, "the {products:?} arithmetic of {fingerprint} is another one")
+            }
             None => eprintln!("nobody has noted the {products:?} bits of {fingerprint}, which are {found}"),
         }
     }

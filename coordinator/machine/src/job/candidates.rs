@@ -68,7 +68,8 @@ impl Job {
     fn is_suited<'a>(&'a self, pool: &Pool) -> impl Fn(&Worker) -> bool + 'a {
         let fingerprint = self.fingerprint(pool);
         let spec = &self.core.record.spec;
-        let computes_alike = move |w: &Worker| !spec.exact || fingerprint.as_deref() == Some(w.fingerprint(spec.products));
+        let computes_alike =
+            move |w: &Worker| !spec.exact || fingerprint.as_deref() == Some(w.fingerprint(spec.products));
         let kind = Kind::of_places(&self.core.record, pool).or_else(|| Kind::of_most(pool));
         move |w: &Worker| {
             computes_alike(w)

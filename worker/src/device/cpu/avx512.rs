@@ -66,33 +66,18 @@ fn lanes(n: usize) -> __mmask16 {
     if n >= 16 { 0xffff } else { (1 << n) - 1 }
 }
 
-/// Transposes 16 vectors of 16 units.
+/// Of 4 vectors of 16 units: vector `i` of the result has units `i`, `i + 4`, `i + 8` and `i + 12` of all four, each in a quarter.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(r: &mut [__m512i; 16]) {
-    let mut t = *r;
-    for i in (0..16).step_by(2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for i in (0..16).step_by(4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for i in 0..4 {
-        t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
-        t[i + 4] = _mm512_shuffle_i32x4::<0xdd>(r[i], r[i + 4]);
-        t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
-        t[i + 12] = _mm512_shuffle_i32x4::<0xdd>(r[i + 8], r[i + 12]);
-    }
-    for i in 0..4 {
-        r[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[i + 8]);
-        r[i + 8] = _mm512_shuffle_i32x4::<0xdd>(t[i], t[i + 8]);
-        r[i + 4] = _mm512_shuffle_i32x4::<0x88>(t[i + 4], t[i + 12]);
-        r[i + 12] = _mm512_shuffle_i32x4::<0xdd>(t[i + 4], t[i + 12]);
-    }
+fn transposed([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(ab_low, cd_low),
+        _mm512_unpackhi_epi64(ab_low, cd_low),
+        _mm512_unpacklo_epi64(ab_high, cd_high),
+        _mm512_unpackhi_epi64(ab_high, cd_high),
+    ]
 }
 
 /// Calls the `panels_of` in scope for this number of rows.
@@ -234,15 +219,21 @@ macro_rules! kind {
                                 _mm512_storeu_si512(to.add(unit * PANEL).cast(), load_pair(from, second, num_cols));
                             }
                         } else {
-                            for unit in (0..units).step_by(16) {
-                                let at = unit * UNIT;
-                                let mut block = [_mm512_setzero_si512(); 16];
-                                for (i, x) in block.iter_mut().enumerate().take(num_cols) {
-                                    *x = load_row(data.add((start + i) * b.col_stride + first + at), num - at);
-                                }
-                                transpose(&mut block);
-                                for (i, x) in block.iter().enumerate() {
-                                    _mm512_storeu_si512(to.add((unit + i) * PANEL).cast(), *x);
+                            // Four columns at a time: sixteen would be as many streams that share a few sets of the cache.
+                            for quad in (0..16).step_by(4) {
+                                for unit in (0..units).step_by(16) {
+                                    let at = unit * UNIT;
+                                    let mut columns = [_mm512_setzero_si512(); 4];
+                                    for (i, x) in columns.iter_mut().enumerate().take(num_cols.saturating_sub(quad)) {
+                                        *x = load_row(data.add((start + quad + i) * b.col_stride + first + at), num - at);
+                                    }
+                                    for (i, x) in transposed(columns).into_iter().enumerate() {
+                                        let to = to.add((unit + i) * PANEL + quad);
+                                        _mm_store_si128(to.cast(), _mm512_castsi512_si128(x));
+                                        _mm_store_si128(to.add(4 * PANEL).cast(), _mm512_extracti32x4_epi32::<1>(x));
+                                        _mm_store_si128(to.add(8 * PANEL).cast(), _mm512_extracti32x4_epi32::<2>(x));
+                                        _mm_store_si128(to.add(12 * PANEL).cast(), _mm512_extracti32x4_epi32::<3>(x));
+                                    }
                                 }
                             }
                         }

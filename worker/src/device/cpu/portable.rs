@@ -96,7 +96,14 @@ multiversion! {
 /// Packs depths `first..first + num` of tiles of rows `bounds[i]..bounds[i + 1]` of `a`: by row where a row is contiguous, else by depth.
 // SAFETY: whoever calls keeps to the operands, as `product` does.
 #[inline(always)]
-unsafe fn pack_a(a: Operand<'_>, bounds: &[usize; STRIP + 1], num_tiles: usize, first: usize, num: usize, to: *mut f32) {
+unsafe fn pack_a(
+    a: Operand<'_>,
+    bounds: &[usize; STRIP + 1],
+    num_tiles: usize,
+    first: usize,
+    num: usize,
+    to: *mut f32,
+) {
     let data = a.data.as_ptr();
     // SAFETY: the caller's; where eight elements are read at a time, so many are there.
     unsafe {
@@ -149,7 +156,8 @@ unsafe fn pack_b(b: Operand<'_>, first: usize, num: usize, col: usize, cols: usi
                 let columns: [_; 4] = std::array::from_fn(|i| data.wrapping_add((c + i) * b.col_stride));
                 let whole = if c + 4 <= num_cols { num - num % 4 } else { 0 };
                 for depth in (0..whole).step_by(4) {
-                    let square = transposed(columns.map(|column| column.add(depth).cast::<[f32; 4]>().read_unaligned()));
+                    let square =
+                        transposed(columns.map(|column| column.add(depth).cast::<[f32; 4]>().read_unaligned()));
                     for (i, row) in square.into_iter().enumerate() {
                         to.add((depth + i) * PANEL + c).cast::<[f32; 4]>().write(row);
                     }
@@ -214,7 +222,13 @@ unsafe fn panels<const BY_DEPTH: bool>(rows: usize, num: usize, a: *const f32, b
 /// A tile of the result, `(R, PANEL)`, of which `cols` columns exist.
 // SAFETY: whoever calls keeps to the operands, as `product` does.
 #[inline(always)]
-unsafe fn tile<const R: usize, const BY_DEPTH: bool>(num: usize, a: *const f32, b: *const f32, cols: usize, to: Target) {
+unsafe fn tile<const R: usize, const BY_DEPTH: bool>(
+    num: usize,
+    a: *const f32,
+    b: *const f32,
+    cols: usize,
+    to: Target,
+) {
     let mut acc = [[0.0_f32; PANEL]; R];
     for depth in 0..num {
         // SAFETY: the caller's.

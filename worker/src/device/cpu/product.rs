@@ -137,10 +137,15 @@ mod tests {
             for products in BOTH {
                 for (a, b) in [by_row, by_depth] {
                     let whole = in_tiles(Kernel::new(Isa::detect(), products), a, b, m, n);
-                    for isa in Isa::all().filter(|isa| products == Products::F32 || isa.has_bf16() == Isa::detect().has_bf16()) {
+                    for isa in
+                        Isa::all().filter(|isa| products == Products::F32 || isa.has_bf16() == Isa::detect().has_bf16())
+                    {
                         let kernel = Kernel::new(isa, products);
                         for (rows, cols) in [(m, n), (1, n), (m, 1), (13, 32), (30, 40)] {
-                            assert!(in_tiles(kernel, a, b, rows, cols) == whole, "{kernel:?} in tiles of ({rows}, {cols})");
+                            assert!(
+                                in_tiles(kernel, a, b, rows, cols) == whole,
+                                "{kernel:?} in tiles of ({rows}, {cols})"
+                            );
                         }
                     }
                 }
