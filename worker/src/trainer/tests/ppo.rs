@@ -229,12 +229,13 @@ fn write_weights(weights: &Weights, to: &Path) {
     safetensors::serialize_to_file(views, None, to).expect("write the weights");
 }
 
-/// One in eight answers of the model that it begins with is of digits; what is rewarded becomes the rule, and the divergence stays bounded.
+/// Of the eight answers to each prompt that the model begins with, one is of digits: what is never written cannot be rewarded. What is rewarded
+/// becomes the rule, and the divergence stays bounded.
 #[test]
 fn a_policy_learns_the_form_that_is_rewarded() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (data, base) = (dir.path().join("sft.tokens"), dir.path().join("base.safetensors"));
-    std::fs::write(&data, questions(208, |n| n % 8 == 3)).expect("write the data");
+    std::fs::write(&data, questions(208, |n| n / 26 == 3)).expect("write the data");
     let taught = job::parse(&format!(
         "kind = \"sft\"\nsteps = 160\n[model]\n{MODEL}[batch]\nmicro_batch = 8\nglobal = 16\n[optimizer]\nlr = 1e-2\nwarmup = 10\n\
          [data]\npath = {data:?}\nvalidation = 0.0\n"
@@ -266,7 +267,7 @@ fn a_policy_learns_the_form_that_is_rewarded() {
         let PolicyStep { score, kl, stopped, answer_tokens, .. } = policy_of(record);
         println!("step {}: score {score:.3}, kl {kl:.3}, stopped {stopped:.2}, {answer_tokens:.1} tokens", record.step);
     }
-    // Of 96 answers, whose number is drawn: another processor may have some more.
+    // Of 96 answers each.
     assert!(before < 0.3 && after > 0.8, "from {before} to {after}: {scores:?}");
     assert!(last.stopped > 0.9 && last.kl > 0.0 && last.kl < 8.0, "{last:?}");
 }
