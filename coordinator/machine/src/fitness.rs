@@ -199,8 +199,8 @@ impl Fitness {
         self.linked.contains(worker)
     }
 
-    pub fn linked(&self) -> impl Iterator<Item = &WorkerId> {
-        self.linked.iter()
+    pub fn has_linked(&self) -> bool {
+        !self.linked.is_empty()
     }
 
     /// A worker that had lost its place has it again, with the state of steps that it has made.

@@ -101,6 +101,8 @@ pub struct Cordoned<'a> {
 #[derive(Debug, Default)]
 pub struct Pool {
     workers: BTreeMap<WorkerId, Worker>,
+    /// Those of them without a place: few where most of ten thousands train.
+    unplaced: BTreeSet<WorkerId>,
     streams: BTreeMap<StreamId, WorkerId>,
     crashes: CrashLog,
     /// The job that spares are asked to be ready for.
@@ -157,12 +159,16 @@ impl Pool {
         }
         self.streams.insert(worker.stream, id.clone());
         self.look_at = Some(self.look_at.map_or(worker.silent_at, |at| at.min(worker.silent_at)));
+        if worker.place.is_none() {
+            self.unplaced.insert(id.clone());
+        }
         let before = self.workers.insert(id, worker);
         assert!(before.is_none(), "a worker's older stream is removed before the newer one comes in");
     }
 
     pub fn remove(&mut self, stream: StreamId) -> Option<Worker> {
         let worker = self.workers.remove(&self.streams.remove(&stream)?)?;
+        self.unplaced.remove(&worker.id());
         self.deadlines.clear(&probe(&worker.register.worker_id));
         if self.workers.is_empty() {
             self.look_at = None;
@@ -201,13 +207,14 @@ impl Pool {
         self.workers.values()
     }
 
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Worker> {
-        self.workers.values_mut()
+    /// Workers that have no place, in order of their ids.
+    pub fn unplaced(&self) -> impl Iterator<Item = &Worker> {
+        self.unplaced.iter().filter_map(|id| self.workers.get(id))
     }
 
     /// Workers that may be given a place.
     pub fn spares(&self) -> impl Iterator<Item = &Worker> {
-        self.iter().filter(|w| self.standing(w) == Standing::Spare)
+        self.unplaced().filter(|w| self.standing(w) == Standing::Spare)
     }
 
     /// Whether a connected worker has a place, may have one, or why not.
@@ -353,6 +360,11 @@ impl Pool {
             if place.is_none() {
                 worker.told = None;
             }
+            if place.is_none() {
+                self.unplaced.insert(worker.id());
+            } else {
+                self.unplaced.remove(&worker.id());
+            }
             worker.place = place;
             worker.links.clear();
             // What it had made ready has become its place, or is dropped for another.
@@ -413,13 +425,32 @@ impl Pool {
             }
             _ => false,
         };
-        self.iter().filter(has_ended).map(Worker::id).collect()
+        self.unplaced().filter(has_ended).map(Worker::id).collect()
+    }
+
+    /// The probe of this number, and the spare that it is of.
+    pub fn probe_mut(&mut self, number: u64) -> Option<(&WorkerId, &mut Probe)> {
+        let is_it =
+            |w: &&Worker| matches!(&w.proof, Some(Proof { stage: ProofStage::Probed(p), .. }) if p.number == number);
+        let spare = self.unplaced().find(is_it)?.id();
+        let (id, worker) = (self.unplaced.get(&spare)?, self.workers.get_mut(&spare)?);
+        match &mut worker.proof.as_mut()?.stage {
+            ProofStage::Probed(probe) => Some((id, probe)),
+            _ => None,
+        }
     }
 
     /// What a spare has shown of being able to fill a place; its probe, if there was one, is over.
     pub fn end_probe(&mut self, spare: &str) -> Option<&mut Proof> {
         self.deadlines.clear(&probe(spare));
         self.workers.get_mut(spare)?.proof.as_mut()
+    }
+
+    /// The index of those without a place says what the workers say.
+    #[cfg(test)]
+    pub fn check(&self) {
+        let without: BTreeSet<WorkerId> = self.iter().filter(|w| w.place.is_none()).map(Worker::id).collect();
+        assert_eq!(self.unplaced, without, "workers without a place");
     }
 
     /// Where all connected workers are.

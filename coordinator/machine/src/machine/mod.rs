@@ -156,6 +156,11 @@ impl Machine {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     pub fn limits(&self) -> Limits {
         self.config.limits
     }

@@ -22,7 +22,7 @@ use crate::clock::Now;
 use crate::fitness::Until;
 use crate::folders::checkpoint_root;
 use crate::job::Job;
-use crate::pool::{Pool, Worker};
+use crate::pool::Worker;
 use crate::proof::{Probe, Proof, ProofStage};
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
@@ -93,11 +93,10 @@ impl Machine {
 
     fn begin_probes(&mut self, now: Now) {
         let is_probed = |w: &&Worker| matches!(w.proof, Some(Proof { stage: ProofStage::Probed(_), .. }));
-        let num_free = MAX_PROBES.saturating_sub(self.pool.iter().filter(is_probed).count());
-        let is_due =
-            |w: &&Worker| matches!(w.proof, Some(Proof { stage: ProofStage::Prepared, .. })) && w.place.is_none();
+        let num_free = MAX_PROBES.saturating_sub(self.pool.unplaced().filter(is_probed).count());
+        let is_due = |w: &&Worker| matches!(w.proof, Some(Proof { stage: ProofStage::Prepared, .. }));
         let due: Vec<String> =
-            self.pool.iter().filter(is_due).take(num_free).map(|w| w.register.worker_id.clone()).collect();
+            self.pool.unplaced().filter(is_due).take(num_free).map(|w| w.register.worker_id.clone()).collect();
         for spare in due {
             self.begin_probe(&spare, now);
         }
@@ -107,11 +106,11 @@ impl Machine {
     fn begin_probe(&mut self, spare: &str, now: Now) {
         let number = self.next_probe;
         let key = self.probe_key(number);
-        let reached = self.reached();
-        let (jobs, mut cx) = self.split(now);
-        let Some(worker) = cx.pool.get(spare) else { return };
+        let Some(worker) = self.pool.get(spare) else { return };
         let Some(proof) = &worker.proof else { return };
-        let peer = peer_of(cx.pool, worker, proof, &reached).map(Worker::id);
+        let peer = self.peer_of(worker, proof).map(Worker::id);
+        let (jobs, mut cx) = self.split(now);
+        let Some(proof) = cx.pool.get(spare).and_then(|w| w.proof.as_ref()) else { return };
         let Some(peer) = peer else {
             return match proof.failed_with.is_empty() {
                 // Nobody else is there: the epoch will show it.
@@ -140,11 +139,39 @@ impl Machine {
         self.next_probe += 1;
     }
 
-    /// Workers that others have reached: they had links when steps were made, or have passed a probe.
-    fn reached(&self) -> BTreeSet<WorkerId> {
-        let linked = self.jobs.values().flat_map(|job| job.fitness().linked()).cloned();
-        let has_passed = |w: &&Worker| w.proof.as_ref().is_some_and(|proof| proof.has_passed);
-        linked.chain(self.pool.iter().filter(has_passed).map(Worker::id)).collect()
+    /// Others have reached it: it had links when steps were made, or has passed a probe.
+    fn is_reached(&self, worker: &str) -> bool {
+        self.jobs.values().any(|job| job.fitness().is_linked(worker)) || self.pool.get(worker).is_some_and(has_passed)
+    }
+
+    fn is_anybody_reached(&self) -> bool {
+        self.jobs.values().any(|job| job.fitness().has_linked()) || self.pool.unplaced().any(has_passed)
+    }
+
+    /// The worker that a spare and itself are to dial next. It prefers workers that others have reached before, then those with a place of the job,
+    /// then those on another host. `None` if all, or enough, were asked.
+    fn peer_of(&self, spare: &Worker, proof: &Proof) -> Option<&Worker> {
+        if proof.failed_with.len() >= MAX_PEERS || proof.doubted.len() >= MAX_DOUBTED {
+            return None;
+        }
+        let is_other = |w: &&Worker| {
+            let id = w.register.worker_id.as_str();
+            id != spare.register.worker_id && !proof.failed_with.contains(id) && !proof.doubted.contains(id)
+        };
+        let has_place = |w: &Worker| w.place.as_ref().is_some_and(|(job, _)| *job == proof.job);
+        let is_silent = |w: &Worker| proof.unanswered.contains(w.register.worker_id.as_str());
+        let rank = |w: &Worker| w.place.as_ref().map_or(usize::MAX, |(_, rank)| rank.index());
+        let is_new = |w: &Worker| !self.is_reached(&w.register.worker_id);
+        let is_near = |w: &Worker| w.register.host == spare.register.host;
+        // Nobody is better than the first place of which all that is wanted is true, and there mostly is one among the first.
+        let all_new = !self.is_anybody_reached();
+        let is_best = |w: &&Worker| !is_silent(w) && is_new(w) == all_new && has_place(w) && !is_near(w);
+        let places = self.jobs.get(&proof.job).into_iter().flat_map(|job| job.record().places.iter().flatten());
+        let best = places.filter_map(|id| self.pool.get(id)).filter(is_other).find(is_best);
+        best.or_else(|| {
+            let others = self.pool.iter().filter(is_other);
+            others.min_by_key(|w| (is_silent(w), is_new(w), !has_place(w), is_near(w), rank(w)))
+        })
     }
 
     /// The key by which the two workers of a probe know each other.
@@ -173,19 +200,22 @@ impl Machine {
 
     pub(crate) fn probed(&mut self, stream: StreamId, message: &proto::Probed, _now: Now) {
         let Some(from) = self.pool.by_stream(stream).map(|w| w.register.worker_id.clone()) else { return };
-        for worker in self.pool.iter_mut() {
-            let Some(Proof { stage: ProofStage::Probed(probe), .. }) = &mut worker.proof else { continue };
-            if probe.number != message.number {
-                continue;
-            }
-            let side = match () {
-                () if worker.register.worker_id == from => 0,
-                () if probe.peer == from.as_str() => 1,
-                () => continue,
-            };
-            probe.answers[side].get_or_insert_with(|| message.error.clone());
-        }
+        let Some((spare, probe)) = self.pool.probe_mut(message.number) else { return };
+        let side = match () {
+            () if *spare == from.as_str() => 0,
+            () if probe.peer == from.as_str() => 1,
+            () => return,
+        };
+        probe.answers[side].get_or_insert_with(|| message.error.clone());
         self.end_probes(None);
+    }
+
+    /// Of the worker that a spare is probed with.
+    fn peer_is_connected_and_reached(&self, spare: &str) -> (bool, bool) {
+        match self.pool.get(spare).and_then(|w| w.proof.as_ref()).map(|proof| &proof.stage) {
+            Some(ProofStage::Probed(probe)) => (self.pool.get(&probe.peer).is_some(), self.is_reached(&probe.peer)),
+            _ => (false, false),
+        }
     }
 
     /// Those that were not answered in time have failed.
@@ -201,9 +231,9 @@ impl Machine {
         }
         let mut ready: Vec<(JobId, WorkerId)> = Vec::new();
         let mut passed: Vec<WorkerId> = Vec::new();
-        let reached = self.reached();
-        let connected: BTreeSet<WorkerId> = self.pool.iter().map(Worker::id).collect();
-        for spare in &ended {
+        // As it was before any of them ended.
+        let peers: Vec<(bool, bool)> = ended.iter().map(|spare| self.peer_is_connected_and_reached(spare)).collect();
+        for (spare, (is_connected, is_reached)) in ended.iter().zip(peers) {
             let Some(proof) = self.pool.end_probe(spare) else { continue };
             let ProofStage::Probed(probe) = &mut proof.stage else { continue };
             let answers = std::mem::take(&mut probe.answers);
@@ -220,10 +250,10 @@ impl Machine {
             if is_ready {
                 ready.push((proof.job.clone(), spare.clone()));
                 passed.extend([spare.clone(), peer]);
-            } else if problems.is_empty() || !connected.contains(&peer) {
+            } else if problems.is_empty() || !is_connected {
                 // An end that is silent, or gone, says nothing about the other end.
                 proof.unanswered.insert(peer);
-            } else if !reached.contains(&peer) {
+            } else if !is_reached {
                 proof.doubted.insert(peer);
             } else {
                 proof.problems.extend(problems);
@@ -247,21 +277,6 @@ fn first_of<'a>(jobs: impl Iterator<Item = &'a Job>) -> Option<&'a Job> {
     placed.min_by_key(|job| (std::cmp::Reverse(job.record().spec.priority), job.record().number))
 }
 
-/// The worker that a spare and itself are to dial next. It prefers workers that others have reached before, then those with a place of the job, then
-/// those on another host. `None` if all, or enough, were asked.
-fn peer_of<'a>(pool: &'a Pool, spare: &Worker, proof: &Proof, reached: &BTreeSet<WorkerId>) -> Option<&'a Worker> {
-    if proof.failed_with.len() >= MAX_PEERS || proof.doubted.len() >= MAX_DOUBTED {
-        return None;
-    }
-    let is_other = |w: &&Worker| {
-        let id = w.register.worker_id.as_str();
-        id != spare.register.worker_id && !proof.failed_with.contains(id) && !proof.doubted.contains(id)
-    };
-    let has_place = |w: &Worker| w.place.as_ref().is_some_and(|(job, _)| *job == proof.job);
-    let is_silent = |w: &Worker| proof.unanswered.contains(w.register.worker_id.as_str());
-    let rank = |w: &Worker| w.place.as_ref().map_or(usize::MAX, |(_, rank)| rank.index());
-    let is_new = |w: &Worker| !reached.contains(w.register.worker_id.as_str());
-    pool.iter()
-        .filter(is_other)
-        .min_by_key(|w| (is_silent(w), is_new(w), !has_place(w), w.register.host == spare.register.host, rank(w)))
+fn has_passed(worker: &Worker) -> bool {
+    worker.proof.as_ref().is_some_and(|proof| proof.has_passed)
 }

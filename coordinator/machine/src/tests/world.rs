@@ -136,6 +136,7 @@ impl World {
 
     pub fn input(&mut self, input: Input) -> usize {
         let outputs = self.machine.handle(input, self.at());
+        self.machine.pool().check();
         let num_outputs = outputs.len();
         self.execute(outputs);
         num_outputs
