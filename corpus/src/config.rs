@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::Form;
 use crate::error::{At, Error, Result};
 use crate::ner::Entity;
+use crate::read::input;
 use crate::shingle::{Bands, Measure};
 use crate::{piece, pii, simhash};
 
@@ -30,7 +31,7 @@ fn default_work() -> PathBuf {
     "work".into()
 }
 
-/// Documents of one kind, from one file or folder.
+/// Documents of one kind, from one file or folder, or what has one key or prefix of a store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
@@ -454,7 +455,8 @@ impl Pipeline {
         if pipeline.output.has_tokenizer_file() {
             pipeline.output.tokenizer = folder.join(&pipeline.output.tokenizer);
         }
-        pipeline.sources.iter_mut().for_each(|source| source.path = folder.join(&source.path));
+        let in_folders = pipeline.sources.iter_mut().filter(|source| input::url(&source.path).is_none());
+        in_folders.for_each(|source| source.path = folder.join(&source.path));
         for stage in &mut pipeline.stages {
             match stage {
                 Stage::Perplexity(stage) => stage.model = folder.join(&stage.model),

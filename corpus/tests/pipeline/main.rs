@@ -6,6 +6,7 @@ mod duplicates;
 mod plans;
 mod repositories;
 mod same_bytes;
+mod stores;
 mod tables;
 mod texts;
 mod token_files;
