@@ -124,10 +124,10 @@ impl Shared {
         if let Some((start, bytes)) = here.blocks.iter().find(|block| is_in(block)) {
             return Ok(bytes.slice((position - start) as usize..));
         }
-        let bytes = self.fetch(position, here.next_bytes).map_err(io::Error::other)?;
-        here.next_bytes = (here.next_bytes * 2).min(here.most_bytes);
         let num_kept = here.num_most - 1;
         here.blocks.truncate(num_kept);
+        let bytes = self.fetch(position, here.next_bytes).map_err(io::Error::other)?;
+        here.next_bytes = (here.next_bytes * 2).min(here.most_bytes);
         here.blocks.push_front((position, bytes.clone()));
         Ok(bytes)
     }
