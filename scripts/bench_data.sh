@@ -24,12 +24,21 @@ deepseek=$($python -c 'import importlib.util; print(importlib.util.find_spec("de
 step() {
     local since=$SECONDS
     printf '\n## %s\n' "$1"
-    $python "bench/$1" --toroid-data "$program" "${@:2}"
+    $python "$1" --toroid-data "$program" "${@:2}"
     echo "$1: $((SECONDS - since)) s"
 }
-step minhash.py --bands 19 --rows 6 --sample 1200 "$folder/texts.jsonl"
-step data_counts.py "$folder/texts.jsonl"
-step tokens.py "$folder/texts.jsonl" "deepseek=$deepseek/tokenizer.json=<｜end▁of▁sentence｜>" "qwen3=$folder/tokenizers/qwen3/models/tokenizer.json=<|endoftext|>"
-step names.py --prose "$folder/texts.jsonl"
-step data_whole.py --gigabytes "${GIGABYTES:-1}" --mails "$folder/package/data" --cargo ~/.cargo/registry/src
+step bench/minhash.py --bands 19 --rows 6 --sample 1200 "$folder/texts.jsonl"
+step bench/data_counts.py "$folder/texts.jsonl"
+step bench/tokens.py "$folder/texts.jsonl" "deepseek=$deepseek/tokenizer.json=<｜end▁of▁sentence｜>" "qwen3=$folder/tokenizers/qwen3/models/tokenizer.json=<|endoftext|>"
+# A model of the mails, asked for the tenth of them that it has not seen.
+$python - "$folder" <<'PYTHON'
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+mails = [row["text"] for row in map(json.loads, open(folder / "texts.jsonl", encoding="utf-8")) if row["id"].startswith("mail/")]
+for name, texts in [("train.txt", (text for n, text in enumerate(mails) if n % 10)), ("held.txt", mails[::10])]:
+    (folder / name).write_text("\n".join(texts), encoding="utf-8")
+PYTHON
+step scripts/check_arpa.py "$folder/train.txt" "$folder/held.txt"
+step bench/names.py --prose "$folder/texts.jsonl"
+step bench/data_whole.py --gigabytes "${GIGABYTES:-1}" --mails "$folder/package/data" --cargo ~/.cargo/registry/src
 printf '\nbench_data: all of it took %s s\n' "$SECONDS"

@@ -36,6 +36,7 @@ pub mod encode;
 pub mod error;
 pub mod explain;
 pub mod heuristics;
+pub mod language;
 pub mod ledger;
 pub mod lm;
 pub mod mix;

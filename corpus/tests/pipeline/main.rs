@@ -3,6 +3,7 @@
 mod chat;
 mod damage;
 mod duplicates;
+mod languages;
 mod plans;
 mod repositories;
 mod same_bytes;
