@@ -3,7 +3,7 @@
 # make demo-data  the same on what the data pipeline made of that text: builds the pipeline, too, makes token files of code and of prose,
 #              and trains on both, mixed
 # make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
-# make test-data  the same for the data pipeline, which is a package and a program of its own
+# make test-data  the same for the data pipeline, which is a package and a program of its own; the stores of its tests are those of `make test`
 # make test-data-ray  its tasks on a local cluster of Ray whose raylets and workers are killed; installs Ray in .venv-ray, 330 MB
 # make test-peers  what we write and compute beside transformers, and what lm-eval and garak get of `toroid serve`; installs them with PyTorch in
 #              .venv-peers (some gigabytes) and .venv-clients
@@ -53,6 +53,7 @@ test:
 	scripts/tests.sh
 
 test-data:
+	scripts/setup.sh
 	cargo clippy -p toroid-corpus -p toroid-tokens --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc -p toroid-corpus --no-deps --document-private-items
 	cargo --config corpus/optimized.toml test -p toroid-corpus -p toroid-tokens

@@ -23,7 +23,6 @@ def shingles(text):
     return {" ".join(words[at : at + SHINGLE_WORDS]) for at in range(len(words) - SHINGLE_WORDS + 1)}
 
 
-
 def run(program, path, stage, folder):
     pipeline = folder / "pipeline.toml"
     pipeline.write_text(f'[[source]]\nname = "a"\npath = "{path.resolve()}"\n[read]\nmax_bad_share = 0.5\n[[stage]]\n{stage}\n')

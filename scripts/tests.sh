@@ -14,7 +14,7 @@ phase() {
 }
 since=$SECONDS
 
-# The data pipeline is apart (`make test-data`): it shares nothing with what trains.
+# The data pipeline is apart (`make test-data`): what trains does not need it.
 packages=(--workspace --exclude toroid-corpus)
 # Of the same packages, so that what they depend on is not built again.
 with_failpoints=(cargo test "${packages[@]}" --features toroid-failpoint/failpoint --test failpoint --test simulation_of_failpoints --no-fail-fast)

@@ -20,7 +20,7 @@ use crate::progress::{Progress, print};
 
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Files of rows (JSON lines, also gzip and zstd), or folders with such files
+    /// Files of rows (JSON lines, also gzip and zstd), or folders with such files; also s3://BUCKET/PREFIX
     #[arg(required = true)]
     rows: Vec<PathBuf>,
     /// The folder for the token files, the report and the list of refused rows

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::address::Form;
 use crate::error::{At, Error, Result};
 use crate::ner::Entity;
+use crate::read::input;
 use crate::shingle::{Bands, Measure};
-use crate::{piece, pii, simhash};
+use crate::{language, piece, pii, simhash};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,7 +31,7 @@ fn default_work() -> PathBuf {
     "work".into()
 }
 
-/// Documents of one kind, from one file or folder.
+/// Documents of one kind, from one file or folder, or what has one key or prefix of a store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
@@ -136,6 +137,7 @@ pub enum Stage {
     Pii(Pii),
     Contamination(Contamination),
     License(License),
+    Language(Language),
 }
 
 impl Stage {
@@ -150,6 +152,7 @@ impl Stage {
             Stage::Pii(_) => "pii",
             Stage::Contamination(_) => "contamination",
             Stage::License(_) => "license",
+            Stage::Language(_) => "language",
         }
     }
 
@@ -168,6 +171,7 @@ impl Stage {
             Stage::Pii(_) => "patterns and checksums".into(),
             Stage::Contamination(c) => format!("{}-grams of evaluation sets", c.ngram_words),
             Stage::License(_) => "licences that headers state".into(),
+            Stage::Language(l) => format!("letters and trigrams, {}", l.keep.join(" or ")),
         }
     }
 }
@@ -353,6 +357,24 @@ pub struct License {
     pub keep_unstated: bool,
 }
 
+/// Prose by the language that it is in. Documents in programming languages stay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Language {
+    /// By ISO 639-3, as in `eng`.
+    pub keep: Vec<String>,
+    /// Of a document whose language is less sure than this it is not known.
+    #[serde(default = "default_confidence")]
+    pub min_confidence: f64,
+    /// Documents whose language is not known stay.
+    #[serde(default = "yes")]
+    pub keep_unsure: bool,
+}
+
+fn default_confidence() -> f64 {
+    0.5
+}
+
 impl License {
     /// Whether a document that states this may stay.
     pub fn allows(&self, expression: &str) -> bool {
@@ -454,7 +476,8 @@ impl Pipeline {
         if pipeline.output.has_tokenizer_file() {
             pipeline.output.tokenizer = folder.join(&pipeline.output.tokenizer);
         }
-        pipeline.sources.iter_mut().for_each(|source| source.path = folder.join(&source.path));
+        let in_folders = pipeline.sources.iter_mut().filter(|source| input::url(&source.path).is_none());
+        in_folders.for_each(|source| source.path = folder.join(&source.path));
         for stage in &mut pipeline.stages {
             match stage {
                 Stage::Perplexity(stage) => stage.model = folder.join(&stage.model),
@@ -551,6 +574,15 @@ impl Pipeline {
                 Stage::License(s) => {
                     ensure(!s.allow.is_empty() || s.keep_unstated, "license: nothing would stay; name some in allow")?;
                 }
+                Stage::Language(s) => {
+                    ensure(!s.keep.is_empty(), "language: nothing would stay; name some in keep, as in [\"eng\"]")?;
+                    ensure(is_share(s.min_confidence), "language: min_confidence must be from 0 to 1")?;
+                    let is_other = |code: &&String| !language::is_known(code);
+                    if let Some(code) = s.keep.iter().find(is_other) {
+                        let known = language::known().join(" ");
+                        ensure(false, &format!("language: `{code}` is none that is known; those are {known}"))?;
+                    }
+                }
                 Stage::Url(_) | Stage::Exact(_) | Stage::Heuristics(_) => {}
             }
         }
@@ -572,6 +604,7 @@ mod tests {
         text.push_str("[[stage]]\nkind = \"perplexity\"\nmodel = \"m.arpa\"\n");
         text.push_str("[[stage]]\nkind = \"contamination\"\nsets = [\"e\"]\n");
         text.push_str("[[stage]]\nkind = \"license\"\nallow = [\"MIT\"]\n");
+        text.push_str("[[stage]]\nkind = \"language\"\nkeep = [\"eng\"]\n");
         let pipeline = Pipeline::parse(&text)?;
         let printed = pipeline.to_toml()?;
         assert_eq!(Pipeline::parse(&printed)?, pipeline, "{printed}");
@@ -608,6 +641,7 @@ mod tests {
         check("[[stage]]\nkind = \"minhash\"\nthreshhold = 0.5\n", "threshhold");
         check("[[stage]]\nkind = \"minhash\"\nthreshold = 0.0\n", "threshold must be above 0");
         check("[[stage]]\nkind = \"sentences\"\ndistance = 40\n", "distance must be at most");
+        check("[[stage]]\nkind = \"language\"\nkeep = [\"en\"]\n", "`en` is none that is known; those are afr");
         check("[output]\nbytes = 4\n", "output.bytes needs");
         check("[output]\ntokenizer = \"t.json\"\n", "need output.format");
         check("[output]\nformat = \"tokens\"\nend_token = \"x\"\n", "bytes have none");

@@ -99,10 +99,18 @@ pub fn sweep(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).at("list", folder)? {
         let entry = entry.at("list", folder)?;
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_file(entry.path()).at("remove", &entry.path())?;
+            remove_file(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Removes a file that another process may remove at the same time.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at("remove", path),
+    }
 }
 
 /// Removes a folder of ours if it is there.

@@ -4,11 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use toroid_storage::StorageError;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, Error)]
 pub enum Error {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     #[error("{what} {}: {error}", path.display())]
     Io { what: &'static str, path: PathBuf, error: io::Error },
     /// Something in the pipeline file, or in how the command was called.
@@ -56,6 +59,10 @@ pub trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, what: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|error| Error::Io { what, path: path.to_owned(), error })
+        self.map_err(|error| match error.downcast() {
+            // It names the object itself.
+            Ok(error) => Error::Storage(error),
+            Err(error) => Error::Io { what, path: path.to_owned(), error },
+        })
     }
 }

@@ -20,7 +20,9 @@
 //!
 //! What a run does is a list of steps ([`step`]); a plan cuts each into tasks that any machine with the same folders may do ([`plan`]).
 //!
-//! Deliberately absent: an async runtime, a scheduler for several machines (Ray, Slurm and Kubernetes are there), random numbers.
+//! Sources in a store are read by `toroid-storage`, whose threads the first object of one starts.
+//!
+//! Deliberately absent: an async runtime of its own, a scheduler for several machines (Ray, Slurm and Kubernetes are there), random numbers.
 
 #![forbid(unsafe_code)]
 
@@ -34,6 +36,7 @@ pub mod encode;
 pub mod error;
 pub mod explain;
 pub mod heuristics;
+pub mod language;
 pub mod ledger;
 pub mod lm;
 pub mod mix;

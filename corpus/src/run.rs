@@ -10,6 +10,7 @@ use crate::error::{At, Error, Result};
 use crate::ledger::Counts;
 use crate::read::Tally;
 use crate::read::files::{self, Listed};
+use crate::read::input;
 use crate::read::repository::ATTRIBUTES;
 use crate::read::unit::{self, READ_PART, Reader, Unit};
 use crate::report::{self, Report, StageReport};
@@ -433,11 +434,14 @@ impl<'a> Run<'a> {
                 (0..written.shards.len()).map(|n| out.join(format!("ledger/.kept-{n:05}"))).collect();
             write::join(&kept, &out.join("ledger/kept.jsonl"))?;
             report::save(&report, out)?;
+            // Tasks of a plan that died did not remove what they had begun.
+            write::folders(out, self.pipeline.output.format).iter().try_for_each(|folder| durable::sweep(folder))?;
             durable::publish(out, to)?;
         }
         durable::write(&self.done_path(), self.layout.digest.as_bytes())?;
-        // Names with a dot are ours: marks, and parts of what was joined.
-        for folder in [to, &to.join("ledger")] {
+        // Names with a dot are ours: marks, parts of what was joined, and what a task that was done twice was about to write.
+        let [documents, ledger] = write::folders(to, self.pipeline.output.format);
+        for folder in [to, &documents, &ledger] {
             remove_files(folder, &|name| name.starts_with('.'))?;
         }
         durable::remove_folder(&self.layout.write)?;
@@ -466,7 +470,7 @@ fn remove_files(folder: &Path, is_needless: &dyn Fn(&str) -> bool) -> Result<()>
     for entry in std::fs::read_dir(folder).at("list", folder)? {
         let path = entry.at("list", folder)?.path();
         if is_needless(&file_name(&path)) {
-            std::fs::remove_file(&path).at("remove", &path)?;
+            durable::remove_file(&path)?;
         }
     }
     Ok(())
@@ -508,8 +512,9 @@ fn lay_out(pipeline: &Pipeline, options: &Options) -> Result<(Cut, Layout)> {
     let mut inputs = Vec::new();
     for source in &pipeline.sources {
         inputs.push(files::list(&source.path, &source.extensions)?.files);
-        // What they say decides what is read of a repository, also where only some endings are.
+        // What they say decides what is read of a repository, also where only some endings are. In stores they are not looked for.
         if !source.extensions.is_empty()
+            && input::url(&source.path).is_none()
             && let Ok(attributes) = files::list(&source.path, &[ATTRIBUTES.to_owned()])
         {
             inputs.push(attributes.files);

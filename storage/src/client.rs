@@ -340,19 +340,26 @@ impl Client {
             };
             let options = GetOptions { range: wanted, if_match: etag.clone(), ..GetOptions::default() };
             let found = match self.s3.get_opts(&key, options).await.map_err(Fault::from) {
+                // Some stores do as if there were no condition.
+                Ok(found) if is_another(etag.as_deref(), found.meta.e_tag.as_deref()) => Err(None),
+                Ok(found) => Ok(found),
+                Err(fault) if fault.is_status(412) && etag.is_some() => Err(None),
+                Err(fault) => Err(Some(fault)),
+            };
+            let found = match found {
                 Ok(found) => found,
                 // The bucket itself is missing: that is no answer about an object.
-                Err(fault) if fault.is_status(404) && !fault.is_code("NoSuchBucket") => return Ok(None),
-                Err(fault) if fault.is_status(412) && expected.is_some() => {
+                Err(Some(fault)) if fault.is_status(404) && !fault.is_code("NoSuchBucket") => return Ok(None),
+                Err(None) if expected.is_some() => {
                     let (url, what) = (self.location.url_of(name), "it has been replaced since it was listed");
                     return Err(StorageError::new(Kind::Changed, "read", &url, what));
                 }
-                Err(fault) if fault.is_status(412) && etag.is_some() => {
+                Err(None) => {
                     (bytes, etag) = (BytesMut::new(), None);
                     patience.after(Fault::Lost("the object was replaced while it was read".into())).await?;
                     continue;
                 }
-                Err(fault) => {
+                Err(Some(fault)) => {
                     patience.after(fault).await?;
                     continue;
                 }
@@ -473,6 +480,14 @@ fn object(meta: &ObjectMeta, name: String) -> Object {
 /// Whether conditions may be made of it: a weak one matches nothing.
 fn is_strong(etag: &str) -> bool {
     !etag.starts_with("W/")
+}
+
+/// Whether an answer is about another version of an object than the one that was meant, as far as both are known.
+fn is_another(meant: Option<&str>, given: Option<&str>) -> bool {
+    let bare = |etag: Option<&str>| etag.filter(|etag| is_strong(etag)).map(|etag| etag.trim_matches('"').to_owned());
+    let (meant, given) = (bare(meant), bare(given));
+    let is_known = |etag: &Option<String>| etag.as_ref().is_some_and(|etag| !etag.is_empty());
+    is_known(&meant) && is_known(&given) && meant != given
 }
 
 fn check_endpoint(endpoint: &str) -> Result<(), String> {

@@ -122,8 +122,13 @@ fn change_texts(value: &mut Value, change: &mut dyn FnMut(&str) -> Option<String
             }
             None => false,
         },
-        Value::Array(values) => values.iter_mut().fold(false, |any, value| change_texts(value, change) || any),
-        Value::Object(fields) => fields.iter_mut().fold(false, |any, (_, value)| change_texts(value, change) || any),
+        // Each is changed, also behind one that was.
+        Value::Array(values) => {
+            values.iter_mut().map(|value| change_texts(value, change)).filter(|any| *any).count() > 0
+        }
+        Value::Object(fields) => {
+            fields.values_mut().map(|value| change_texts(value, change)).filter(|any| *any).count() > 0
+        }
         _ => false,
     }
 }

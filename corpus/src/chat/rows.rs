@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::read::files::{self, Listed};
+use crate::read::input;
 use crate::read::stream::{Broken, Line, Stream};
 
 /// A longer line is refused.
@@ -48,7 +49,7 @@ impl Rows {
             ENDINGS.iter().flat_map(|e| ["", ".gz", ".zst", ".zstd"].map(|packed| format!("{e}{packed}"))).collect();
         let mut found = Vec::new();
         for path in paths {
-            let below = files::list(path, if path.is_dir() { &endings } else { &[] })?.files;
+            let below = files::list(path, if path.is_file() { &[] } else { &endings })?.files;
             found.extend(below.into_iter().map(|file| Listed { relative: name_of(path, &file), ..file }));
         }
         Ok(Rows { files: found, next_file: 0, open: None })
@@ -68,7 +69,7 @@ impl Rows {
             let Some((stream, number)) = &mut self.open else {
                 let Some(file) = self.files.get(self.next_file) else { return Ok(None) };
                 files::check_unchanged(file)?;
-                self.open = Some((Stream::open(&file.path, 0, MAX_ROW_BYTES)?, 0));
+                self.open = Some((Stream::open(file, 0, MAX_ROW_BYTES)?, 0));
                 self.next_file += 1;
                 continue;
             };
@@ -123,5 +124,9 @@ impl Rows {
 
 /// As the user named it, and what is below a folder behind it.
 fn name_of(path: &Path, file: &Listed) -> String {
-    if path.is_dir() { path.join(&file.relative).display().to_string() } else { path.display().to_string() }
+    match input::url(path) {
+        Some(_) => file.path.display().to_string(),
+        None if path.is_dir() => path.join(&file.relative).display().to_string(),
+        None => path.display().to_string(),
+    }
 }

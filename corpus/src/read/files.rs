@@ -4,9 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use toroid_storage::Store;
 
 use crate::config::Format;
 use crate::error::{At, Error, Result};
+use crate::read::input;
+
+/// Objects below one URL.
+const MAX_OBJECTS: usize = 1_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
@@ -14,8 +19,19 @@ pub struct Listed {
     /// From the source's folder; the file's name where the source is a file.
     pub relative: String,
     pub bytes: u64,
-    /// Time of the last change since 1970.
+    /// Time of the last change since 1970; of objects, nothing.
     pub modified_ns: u64,
+    /// Of an object, which version of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+}
+
+impl Listed {
+    /// A file by itself.
+    pub fn of(path: PathBuf) -> Result<Listed> {
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        listed(path, name)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -27,15 +43,16 @@ pub struct Listing {
 
 /// Symbolic links inside a folder would lead out of it, or give the same text twice.
 pub fn list(path: &Path, extensions: &[String]) -> Result<Listing> {
-    let metadata = fs::metadata(path).at("look at", path)?;
     let mut listing = Listing::default();
-    if metadata.is_dir() {
+    if let Some(url) = input::url(path) {
+        let (store, key) = input::store(url)?;
+        list_objects(&store, &key, !url.ends_with('/'), extensions, &mut listing)?;
+    } else if fs::metadata(path).at("look at", path)?.is_dir() {
         walk(path, "", extensions, &mut listing)?;
-        listing.files.sort_by(|a, b| a.relative.cmp(&b.relative));
     } else {
-        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        listing.files.push(listed(path.to_owned(), name)?);
+        listing.files.push(Listed::of(path.to_owned())?);
     }
+    listing.files.sort_by(|a, b| a.relative.cmp(&b.relative));
     if listing.files.is_empty() {
         let endings =
             if extensions.is_empty() { String::new() } else { format!(" that ends with {}", extensions.join(" or ")) };
@@ -44,21 +61,43 @@ pub fn list(path: &Path, extensions: &[String]) -> Result<Listing> {
     Ok(listing)
 }
 
+/// The object of this key, or those below it.
+fn list_objects(store: &Store, key: &str, may_be_one: bool, endings: &[String], listing: &mut Listing) -> Result<()> {
+    let one = if may_be_one && !key.is_empty() { store.head(key)? } else { None };
+    let is_one = one.is_some();
+    for object in one.map_or_else(|| store.list(key, MAX_OBJECTS), |one| Ok(vec![one]))? {
+        let below = object.name.strip_prefix(key).unwrap_or(&object.name).trim_start_matches('/');
+        let relative = if is_one { key.rsplit('/').next().unwrap_or(key) } else { below }.to_owned();
+        if relative.split('/').rev().skip(1).any(|folder| folder == ".git") {
+            listing.num_left_out += 1;
+        } else if is_one || has_ending(&relative, endings) {
+            let path = store.url_of(&object.name).into();
+            let (bytes, etag) = (object.num_bytes, object.etag);
+            listing.files.push(Listed { path, relative, bytes, modified_ns: 0, etag });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file is wanted by the ending of its name.
+fn has_ending(name: &str, endings: &[String]) -> bool {
+    let is_it = |e: &String| name.strip_suffix(e.as_str()).is_some_and(|r| r.ends_with('.') || e.starts_with('.'));
+    endings.is_empty() || endings.iter().any(is_it)
+}
+
 fn walk(folder: &Path, relative: &str, extensions: &[String], listing: &mut Listing) -> Result<()> {
     for entry in fs::read_dir(folder).at("list", folder)? {
         let entry = entry.at("list", folder)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let below = if relative.is_empty() { name.clone() } else { format!("{relative}/{name}") };
         let kind = entry.file_type().at("look at", &entry.path())?;
-        let has_ending =
-            |e: &String| name.strip_suffix(e.as_str()).is_some_and(|r| r.ends_with('.') || e.starts_with('.'));
         if kind.is_dir() && name == ".git" {
             listing.num_left_out += 1;
         } else if kind.is_dir() {
             walk(&entry.path(), &below, extensions, listing)?;
         } else if !kind.is_file() {
             listing.num_left_out += 1;
-        } else if extensions.is_empty() || extensions.iter().any(has_ending) {
+        } else if has_ending(&name, extensions) {
             listing.files.push(listed(entry.path(), below)?);
         }
     }
@@ -69,11 +108,15 @@ fn listed(path: PathBuf, relative: String) -> Result<Listed> {
     let metadata = fs::metadata(&path).at("look at", &path)?;
     let since = metadata.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
     let modified_ns = since.map_or(0, |since| since.as_nanos() as u64);
-    Ok(Listed { path, relative, bytes: metadata.len(), modified_ns })
+    Ok(Listed { path, relative, bytes: metadata.len(), modified_ns, etag: None })
 }
 
 /// Another content under the same name would be read as what was planned.
 pub fn check_unchanged(file: &Listed) -> Result<()> {
+    // Each request for a part of an object says which version of it is meant.
+    if input::url(&file.path).is_some() {
+        return Ok(());
+    }
     let now = listed(file.path.clone(), file.relative.clone())?;
     if now == *file {
         return Ok(());

@@ -6,6 +6,7 @@
 
 pub mod files;
 pub mod html;
+pub mod input;
 pub mod json;
 pub mod parquet;
 pub mod repository;

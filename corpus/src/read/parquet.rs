@@ -3,15 +3,17 @@
 //! Only the columns that are wanted are read, page by page: a row group may be larger than memory, and a page must fit. A column that repeats (a list of texts) gives its
 //! values joined by line ends.
 
-use std::fs::File;
 use std::path::Path;
 
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::DataType;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use toroid_storage::StorageError;
 
 use crate::error::{At, Result};
+use crate::read::files::Listed;
+use crate::read::input::Input;
 use crate::read::stream::Broken;
 
 /// What stands in paths of lists below the name of the list, as writers have it.
@@ -22,16 +24,19 @@ type Found<T> = Result<std::result::Result<T, Broken>>;
 /// Bytes of texts, or why there are none.
 pub type Value = std::result::Result<Option<String>, String>;
 
-/// An error of the disk ends the run; one of the contents is a bad record.
+/// An error of the disk, or of the store, ends the run; one of the contents is a bad record.
 fn sort<T>(path: &Path, result: std::result::Result<T, ParquetError>) -> Found<T> {
     let error = match result {
         Ok(value) => return Ok(Ok(value)),
         Err(error) => error,
     };
     if let ParquetError::External(inner) = &error {
-        let of_disk = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        if let Some(code) = of_disk {
+        let inner = inner.downcast_ref::<std::io::Error>();
+        if let Some(code) = inner.and_then(std::io::Error::raw_os_error) {
             return Err(std::io::Error::from_raw_os_error(code)).at("read", path);
+        }
+        if let Some(error) = inner.and_then(|e| e.get_ref()?.downcast_ref::<StorageError>()) {
+            return Err(error.clone().into());
         }
     }
     Ok(Err(Broken(format!("cannot be read as Parquet ({error})"))))
@@ -46,14 +51,13 @@ macro_rules! or_broken {
     };
 }
 
-fn open(path: &Path) -> Found<SerializedFileReader<File>> {
-    let file = File::open(path).at("open", path)?;
-    sort(path, SerializedFileReader::new(file))
+fn open(file: &Listed) -> Found<SerializedFileReader<Input>> {
+    sort(&file.path, SerializedFileReader::new(Input::open_for_columns(file)?))
 }
 
 /// Rows and bytes of each row group; none if the file cannot be read.
-pub fn groups(path: &Path) -> Result<Vec<(u64, u64)>> {
-    let Ok(file) = open(path)? else { return Ok(Vec::new()) };
+pub fn groups(file: &Listed) -> Result<Vec<(u64, u64)>> {
+    let Ok(file) = open(file)? else { return Ok(Vec::new()) };
     let size = |n: i64| u64::try_from(n).unwrap_or(0);
     Ok(file.metadata().row_groups().iter().map(|g| (size(g.num_rows()), size(g.compressed_size()))).collect())
 }
@@ -68,7 +72,7 @@ struct Column {
 
 /// The rows of a file from one of them on.
 pub struct Rows {
-    file: SerializedFileReader<File>,
+    file: SerializedFileReader<Input>,
     /// Of each wanted field the number of its column, if the file has it.
     wanted: Vec<Option<usize>>,
     columns: Vec<Option<Column>>,
@@ -79,8 +83,9 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub fn open(path: &Path, fields: &[&str], position: u64) -> Found<Rows> {
-        let file = match open(path)? {
+    pub fn open(file: &Listed, fields: &[&str], position: u64) -> Found<Rows> {
+        let (path, opened) = (&file.path, open(file)?);
+        let file = match opened {
             Ok(file) => file,
             Err(broken) => return Ok(Err(broken)),
         };

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::doc::char_boundary;
-use crate::error::Result;
-use crate::read::files;
+use crate::error::{Error, Result};
+use crate::read::files::{self, Listed};
+use crate::read::input;
 use crate::read::stream::Stream;
 use crate::read::tar::{self, Member};
 
@@ -128,7 +129,14 @@ struct Rule {
 
 impl Attributes {
     /// Those that hold for a file of a folder: from the top of the source down to it.
-    pub fn of_file(path: &Path, relative: &str) -> Attributes {
+    pub fn of_file(path: &Path, relative: &str) -> Result<Attributes> {
+        if input::url(path).is_some() {
+            return Err(Error::Config(format!(
+                "{}: `.gitattributes` are not looked for in stores; put the files of a repository in an archive of tar, or set \
+                 skip_generated = false and skip_vendored = false",
+                path.display()
+            )));
+        }
         let depth = relative.matches('/').count();
         let mut found = Attributes::default();
         let folders: Vec<&Path> = path.ancestors().skip(1).take(depth + 1).collect();
@@ -140,12 +148,12 @@ impl Attributes {
                 found.add(&prefix, &text);
             }
         }
-        found
+        Ok(found)
     }
 
     /// Those of an archive, wherever they stand in it. What is wrong with it says who reads it for its files.
-    pub fn of_archive(path: &Path, room_bytes: u64) -> Result<Attributes> {
-        let mut stream = Stream::open(path, 0, room_bytes)?;
+    pub fn of_archive(file: &Listed, room_bytes: u64) -> Result<Attributes> {
+        let (path, mut stream) = (&file.path, Stream::open(file, 0, room_bytes)?);
         let (mut found, mut text) = (Attributes::default(), Vec::new());
         loop {
             let (name, size) = match tar::next(&mut stream, path)? {

@@ -1,18 +1,19 @@
 //! Bytes of a file as they were before they were compressed, and lines of them.
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
 use crate::error::{At, Error, Result};
+use crate::read::files::Listed;
+use crate::read::input::Input;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// A file that remembers whether it was the disk that failed, and not what is in it.
+/// A file that remembers whether it was the disk, or the store, that failed, and not what is in it.
 struct Source {
-    file: File,
+    file: Input,
     has_failed: Rc<Cell<bool>>,
 }
 
@@ -62,19 +63,18 @@ fn is_zstd(start: &[u8]) -> bool {
 }
 
 /// Whether a file is compressed, by its first bytes: names lie.
-pub fn is_compressed(path: &Path) -> Result<bool> {
-    let mut start = Vec::new();
-    File::open(path).and_then(|file| file.take(4).read_to_end(&mut start)).at("read", path)?;
+pub fn is_compressed(file: &Listed) -> Result<bool> {
+    let start = Input::start(file, 4)?;
     Ok(is_gzip(&start) || is_zstd(&start))
 }
 
 impl Stream {
     /// From a position of a file that is not compressed, or all of one that is. A record, and the window of a zstd frame, may have
     /// `room_bytes`, but always 8 MiB.
-    pub fn open(path: &Path, position: u64, room_bytes: u64) -> Result<Stream> {
-        let room_bytes = room_bytes.max(1 << 23);
-        let mut file = File::open(path).at("open", path)?;
-        file.seek(SeekFrom::Start(position)).at("read", path)?;
+    pub fn open(file: &Listed, position: u64, room_bytes: u64) -> Result<Stream> {
+        let (path, room_bytes) = (&file.path, room_bytes.max(1 << 23));
+        let mut file = Input::open(file)?;
+        file.set_position(position).at("read", path)?;
         let has_failed = Rc::new(Cell::new(false));
         let mut source = BufReader::with_capacity(BUFFER_BYTES, Source { file, has_failed: has_failed.clone() });
         let start = if position == 0 { source.fill_buf().at("read", path)? } else { &[] };
@@ -201,7 +201,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("x");
         std::fs::write(&path, contents).expect("write");
-        let mut stream = Stream::open(&path, 0, window).expect("open");
+        let mut stream = Stream::open(&Listed::of(path.clone()).expect("there"), 0, window).expect("open");
         let (mut found, mut buffer) = (Vec::new(), Vec::new());
         loop {
             found.push(match stream.line(&path, &mut buffer, max).expect("the disk is well") {

@@ -148,7 +148,8 @@ pub mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("x.tar");
         std::fs::write(&path, archive).expect("write");
-        let mut stream = Stream::open(&path, 0, 0).expect("open");
+        let mut stream =
+            Stream::open(&crate::read::files::Listed::of(path.clone()).expect("there"), 0, 0).expect("open");
         let mut found = Vec::new();
         loop {
             let size = match next(&mut stream, &path).expect("the disk is well") {

@@ -68,14 +68,13 @@ pub fn plan(pipeline: &Pipeline, unit_bytes: u64) -> Result<(Vec<Unit>, u64)> {
                 units.push(new(std::mem::take(&mut small), None));
                 small_bytes = 0;
             }
-            if is_large && has_lines && !stream::is_compressed(&file.path)? {
+            if is_large && has_lines && !stream::is_compressed(&file)? {
                 let num = file.bytes.div_ceil(unit_bytes);
                 let range = |k: u64| Some((k * unit_bytes, ((k + 1) * unit_bytes).min(file.bytes)));
                 units.extend((0..num).map(|k| new(vec![file.clone()], range(k))));
             } else if is_large && files::format(&file.relative, source.format) == Format::Parquet {
-                units.extend(
-                    ranges_of_rows(&file.path, unit_bytes)?.into_iter().map(|range| new(vec![file.clone()], range)),
-                );
+                units
+                    .extend(ranges_of_rows(&file, unit_bytes)?.into_iter().map(|range| new(vec![file.clone()], range)));
             } else {
                 small_bytes += file.bytes;
                 small.push(file);
@@ -89,9 +88,9 @@ pub fn plan(pipeline: &Pipeline, unit_bytes: u64) -> Result<(Vec<Unit>, u64)> {
 }
 
 /// Rows of a Parquet file whose row groups have about so many bytes together; the whole of a file that says nothing of them.
-fn ranges_of_rows(path: &Path, unit_bytes: u64) -> Result<Vec<Option<(u64, u64)>>> {
+fn ranges_of_rows(file: &Listed, unit_bytes: u64) -> Result<Vec<Option<(u64, u64)>>> {
     let (mut ranges, mut start, mut row, mut bytes) = (Vec::new(), 0, 0, 0);
-    for (num_rows, num_bytes) in parquet::groups(path)? {
+    for (num_rows, num_bytes) in parquet::groups(file)? {
         if bytes > 0 && bytes + num_bytes > unit_bytes {
             ranges.push(Some((start, row)));
             (start, bytes) = (row, 0);
@@ -321,12 +320,12 @@ impl<'a> Records<'a> {
     ) -> Result<Records<'a>> {
         let path = &file.path;
         let (start, end) = range.unwrap_or((0, u64::MAX));
-        let is_compressed = stream::is_compressed(path)?;
+        let is_compressed = stream::is_compressed(file)?;
         let format = files::format(&file.relative, source.format);
         // Behind a part of this unit, or from the unit's first record; that of a later range begins behind the line end before it.
         let goes_on = from > start;
         let at = if goes_on { from } else { start.saturating_sub(1) };
-        let mut stream = Stream::open(path, if is_compressed { 0 } else { at }, reader.room_bytes)?;
+        let mut stream = Stream::open(file, if is_compressed { 0 } else { at }, reader.room_bytes)?;
         let mut is_done = false;
         if is_compressed && goes_on {
             is_done = stream.skip(path, at)?.is_err();
@@ -337,7 +336,7 @@ impl<'a> Records<'a> {
         let fields = Fields::new(&names);
         let (mut rows, mut broken) = (None, None);
         if format == Format::Parquet {
-            match parquet::Rows::open(path, &names, from.max(start))? {
+            match parquet::Rows::open(file, &names, from.max(start))? {
                 Ok(found) => rows = Some(found),
                 Err(what) => broken = Some(what),
             }
@@ -346,8 +345,8 @@ impl<'a> Records<'a> {
         let name = file.relative.as_str();
         let attributes = match format {
             _ if !source.skip_generated && !source.skip_vendored => Attributes::default(),
-            Format::Repository => Attributes::of_file(path, name),
-            Format::Tar => Attributes::of_archive(path, reader.room_bytes)?,
+            Format::Repository => Attributes::of_file(path, name)?,
+            Format::Tar => Attributes::of_archive(file, reader.room_bytes)?,
             _ => Attributes::default(),
         };
         let (max_bytes, buffer) = (reader.pipeline.read.max_document_bytes, Vec::new());

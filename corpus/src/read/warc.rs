@@ -169,7 +169,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("x.warc");
         std::fs::write(&path, contents).expect("write");
-        let mut stream = Stream::open(&path, 0, 0).expect("open");
+        let mut stream =
+            Stream::open(&crate::read::files::Listed::of(path.clone()).expect("there"), 0, 0).expect("open");
         let mut found = Vec::new();
         loop {
             found.push(match next(&mut stream, &path, 500).expect("the disk is well") {

@@ -1,10 +1,11 @@
 //! Stages that look at one document at a time.
 
-use crate::config::{Contamination, Heuristics, License, Pii};
+use crate::config::{Contamination, Heuristics, Language, License, Pii};
 use crate::contamination::Sets;
 use crate::doc::replaced;
 use crate::error::Result;
 use crate::heuristics as rules;
+use crate::language::guess;
 use crate::ledger::{Row, tokens};
 use crate::ner::Model;
 use crate::pii::{Finder, mask};
@@ -15,6 +16,7 @@ pub const HEURISTICS: &Steps<Heuristics> = &[("remove", Over::Pieces, heuristics
 pub const PII: &Steps<Pii> = &[("mask", Over::Pieces, pii)];
 pub const CONTAMINATION: &Steps<Contamination> = &[("remove", Over::Pieces, contamination)];
 pub const LICENSE: &Steps<License> = &[("remove", Over::Pieces, license)];
+pub const LANGUAGE: &Steps<Language> = &[("remove", Over::Pieces, language)];
 
 fn heuristics(work: &Work<'_>, options: &Heuristics) -> Result<()> {
     rewrite(
@@ -103,5 +105,22 @@ fn license(work: &Work<'_>, options: &License) -> Result<()> {
         let rule = if doc.license.is_empty() { "no-license".to_owned() } else { doc.license.clone() };
         rows.whole(doc, Row { rule, ..Row::default() })?;
         Ok(false)
+    })
+}
+
+fn language(work: &Work<'_>, options: &Language) -> Result<()> {
+    let nothing = |_| Ok(());
+    rewrite(work, nothing, |(), doc, rows| {
+        if !doc.language.is_empty() {
+            return Ok(true);
+        }
+        let found = guess(&doc.text).filter(|(_, confidence)| *confidence >= options.min_confidence);
+        let stays = found.map_or(options.keep_unsure, |(code, _)| options.keep.iter().any(|kept| kept == code));
+        if !stays {
+            let rule = found.map_or("unsure", |(code, _)| code).to_owned();
+            let score = found.map(|(_, confidence)| confidence);
+            rows.whole(doc, Row { rule, score, ..Row::default() })?;
+        }
+        Ok(stays)
     })
 }

@@ -311,6 +311,7 @@ pub fn steps(stage: &Stage) -> Vec<StageStep<'_>> {
         Stage::Pii(options) => of(local::PII, options),
         Stage::Contamination(options) => of(local::CONTAMINATION, options),
         Stage::License(options) => of(local::LICENSE, options),
+        Stage::Language(options) => of(local::LANGUAGE, options),
     }
 }
 

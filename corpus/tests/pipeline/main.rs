@@ -3,9 +3,11 @@
 mod chat;
 mod damage;
 mod duplicates;
+mod languages;
 mod plans;
 mod repositories;
 mod same_bytes;
+mod stores;
 mod tables;
 mod texts;
 mod token_files;

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use toroid_corpus::doc::mix;
+use toroid_testkit::SmallDisk;
 
 use crate::texts::{archive, edited, json, random, sentence, text};
 use crate::{Place, files};
@@ -175,6 +176,38 @@ fn a_full_disk_is_an_error_and_the_next_run_goes_on() {
     assert!(!output.status.success() && complaint.contains("error: write "), "{complaint}");
     assert_eq!(place.run(&[]), report);
     assert!(files(&place.path("out")) == expected);
+}
+
+#[test]
+fn a_disk_that_is_full_at_any_point_loses_nothing() {
+    let place = place();
+    let report = place.run(&[]);
+    let expected = files(&place.path("out"));
+    std::fs::remove_dir_all(place.path("work")).expect("remove");
+    std::fs::remove_dir_all(place.path("out")).expect("remove");
+    let pipeline = std::fs::read_to_string(place.path("pipeline.toml")).expect("a pipeline");
+    place.write("pipeline.toml", pipeline.replace("[output]\n", "[output]\npath = \"small/out\"\n"));
+    let pipeline = std::fs::read_to_string(place.path("pipeline.toml")).expect("a pipeline");
+    place.write("pipeline.toml", format!("work = \"small/work\"\n{pipeline}"));
+    let small = place.path("small");
+    let disk = SmallDisk::mount(&small, "256K").expect("a small disk");
+    let mut num_full = 0;
+    for halves in 1.. {
+        // What the run before left is gone on with.
+        disk.resize(&format!("{}K", halves * 512)).expect("more room");
+        let output = place.output(&["run", "pipeline.toml", "--memory", "64M", "--piece", "200K"]);
+        if output.status.success() {
+            break;
+        }
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(complaint.contains("No space left on device") && !complaint.contains("panicked"), "{complaint}");
+        num_full += 1;
+        assert!(num_full < 60, "{complaint}");
+    }
+    println!("full {num_full} times");
+    assert!(num_full > 3);
+    assert_eq!(place.run(&[]), report);
+    assert!(files(&small.join("out")) == expected);
 }
 
 #[test]

@@ -21,7 +21,7 @@ const SCHEMA: &str = "message rows {
 }";
 
 /// Rows of which each seventh has no body, in groups of so many.
-fn write(path: &Path, bodies: &[Vec<u8>], group: usize, compression: Compression) {
+pub fn write(path: &Path, bodies: &[Vec<u8>], group: usize, compression: Compression) {
     let schema = Arc::new(parse_message_type(SCHEMA).expect("a schema"));
     let properties = WriterProperties::builder().set_compression(compression).set_data_page_size_limit(2_000);
     let file = File::create(path).expect("create");

@@ -29,7 +29,6 @@ mod cluster;
 pub mod collector;
 #[cfg(feature = "coordinator")]
 mod coordinator;
-#[cfg(feature = "toroid")]
 mod disk;
 #[cfg(feature = "etcd")]
 mod etcd;
@@ -40,6 +39,7 @@ mod process;
 #[cfg(feature = "toroid")]
 mod undisturbed;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "bucket")]
@@ -48,13 +48,12 @@ pub use bucket::Bucket;
 pub use cluster::Cluster;
 #[cfg(feature = "coordinator")]
 pub use coordinator::{Coordinator, within};
-#[cfg(feature = "toroid")]
 pub use disk::SmallDisk;
 #[cfg(feature = "etcd")]
 pub use etcd::Etcd;
 pub use patience::Patience;
 #[cfg(feature = "toroid")]
-pub use process::{Process, Toroid, free_port, parse};
+pub use process::{Process, Toroid, parse};
 #[cfg(feature = "toroid")]
 pub use undisturbed::{Undisturbed, assert_same_curve, check_nothing_lost, is_whole, shard_file, worker_of};
 
@@ -62,6 +61,11 @@ pub use undisturbed::{Undisturbed, assert_same_curve, check_nothing_lost, is_who
 pub fn root() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.ancestors().nth(2).expect("the package is two folders below the root").into()
+}
+
+/// A port that nobody listens on now.
+pub fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 pub fn path(p: &Path) -> &str {

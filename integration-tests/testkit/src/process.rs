@@ -1,6 +1,5 @@
 //! The binary under test, its flags, and processes that a test starts by itself.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -51,10 +50,6 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The flags of one command, as the command line would read them.

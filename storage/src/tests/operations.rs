@@ -36,6 +36,20 @@ fn objects_are_put_read_listed_and_deleted() {
     }
 }
 
+/// Neither of the two servers heeds conditions of reads.
+#[test]
+fn an_object_that_was_replaced_since_it_was_listed_is_not_read_for_it() {
+    for bucket in [Bucket::start().unwrap(), Bucket::start_strict().unwrap()] {
+        let store = open(&bucket, "");
+        store.put("a", "hello").unwrap();
+        let listed = store.list("", 10).unwrap().remove(0);
+        assert_eq!(store.get_range_of(&listed, 1..3).unwrap(), "el");
+        store.put("a", "world").unwrap();
+        assert_eq!(store.get_range_of(&listed, 1..3).unwrap_err().kind(), Kind::Changed);
+        assert_eq!(store.get("a", 5).unwrap().unwrap(), "world");
+    }
+}
+
 #[test]
 fn a_large_object_is_seen_when_it_is_whole() {
     for bucket in [Bucket::start().unwrap(), Bucket::start_strict().unwrap()] {

@@ -99,7 +99,7 @@ fn balanced_pairs_say_nothing_by_their_lengths() {
     let rows: Vec<Value> = (0..1500u64)
         .map(|n| {
             let (long, short) = ("x".repeat(10 + (mix(n) % 50) as usize), "y".repeat(1 + (mix(n + 1) % 9) as usize));
-            let (chosen, rejected) = if mix(n + 2) % 4 > 0 { (long, short) } else { (short, long) };
+            let (chosen, rejected) = if !mix(n + 2).is_multiple_of(4) { (long, short) } else { (short, long) };
             json!({"prompt": format!("p{n}"), "chosen": chosen, "rejected": rejected})
         })
         .collect();

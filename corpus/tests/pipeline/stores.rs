@@ -1,0 +1,130 @@
+//! Sources in an S3-compatible store, a real process: the same bytes out as from a folder, and what is wrong is named.
+
+use std::path::Path;
+
+use parquet::basic::Compression;
+use toroid_corpus::doc::mix;
+use toroid_testkit::Bucket;
+
+use crate::same_bytes::place;
+use crate::tables::write;
+use crate::texts::{json, text};
+use crate::{Place, files};
+
+fn copy(from: &Path, to: &Path) {
+    for (name, bytes) in files(from) {
+        std::fs::create_dir_all(to.join(&name).parent().expect("a parent")).expect("a folder");
+        std::fs::write(to.join(name), bytes).expect("write");
+    }
+}
+
+/// Success, and what is printed.
+fn call(place: &Place, bucket: &Bucket, arguments: &[&str]) -> (bool, String) {
+    let output = place.command(arguments).envs(bucket.variables()).output().expect("start toroid-data");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("panicked"), "{said}");
+    (output.status.success(), said)
+}
+
+fn run(place: &Place, bucket: &Bucket, more: &[&str]) {
+    let (is_well, said) = call(place, bucket, &[&["run", "pipeline.toml"], more].concat());
+    assert!(is_well, "{said}");
+}
+
+#[test]
+fn sources_in_a_store_give_the_bytes_that_they_give_in_folders() {
+    let (place, bucket) = (place(), Bucket::start().expect("a store"));
+    // Beside lines, compressed lines, texts and archives of `place`: tables, and a page of the web.
+    let bodies: Vec<Vec<u8>> = (0..200).map(|n| text(90_000 + n, 20).into_bytes()).collect();
+    std::fs::create_dir(place.path("tables")).expect("a folder");
+    write(&place.path("tables/a.parquet"), &bodies, 70, Compression::SNAPPY);
+    let page = text(95_000, 30);
+    let length = page.len();
+    place.write(
+        "archive/a.warc",
+        format!("WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://b.org/\r\nContent-Length: {length}\r\n\r\n{page}\r\n\r\n"),
+    );
+    let pipeline = std::fs::read_to_string(place.path("pipeline.toml")).expect("a pipeline");
+    let more = "[[source]]\nname = \"tables\"\npath = \"tables/a.parquet\"\ntext = \"page.body\"\nweight = 1.0\n\
+                [[source]]\nname = \"archive\"\npath = \"archive\"\nweight = 1.0\n[read]";
+    let pipeline = pipeline.replace("[read]", more);
+    place.write("pipeline.toml", &pipeline);
+    place.run(&["--piece", "200K"]);
+    let expected = files(&place.path("out"));
+
+    let mut stored = pipeline;
+    for name in ["web", "books", "code", "tables", "archive"] {
+        copy(&place.path(name), &bucket.folder().join("corpus").join(name));
+        let from = if name == "tables" { "tables/a.parquet" } else { name };
+        stored = stored
+            .replace(&format!("path = \"{from}\""), &format!("path = \"{}\"", bucket.url(&format!("corpus/{from}"))));
+        std::fs::remove_dir_all(place.path(name)).expect("remove");
+    }
+    place.write("pipeline.toml", stored);
+    for options in [&["--piece", "200K"][..], &["--threads", "1", "--memory", "64M"]] {
+        for folder in ["work", "out"] {
+            std::fs::remove_dir_all(place.path(folder)).expect("remove");
+        }
+        run(&place, &bucket, options);
+        assert!(files(&place.path("out")) == expected, "{options:?}");
+    }
+    // Nothing is left to do, and nothing has changed there.
+    run(&place, &bucket, &[]);
+    // Killed at any time, and by the tasks of a plan.
+    for folder in ["work", "out"] {
+        std::fs::remove_dir_all(place.path(folder)).expect("remove");
+    }
+    for n in 0..6 {
+        let mut command = place.command(&["run", "pipeline.toml", "--piece", "100K"]);
+        let mut child = command.envs(bucket.variables()).spawn().expect("start");
+        std::hint::black_box((0..(n + 1) * 4_000_000).fold(0, |sum: u64, k| sum ^ mix(k)));
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+    }
+    let (is_well, said) = call(&place, &bucket, &["plan", "pipeline.toml", "--shards", "2", "--to", "plan.json"]);
+    assert!(is_well, "{said}");
+    let (is_well, said) = call(&place, &bucket, &["task", "plan.json", "--worker", "0", "--workers", "1"]);
+    assert!(is_well, "{said}");
+    assert!(files(&place.path("out")) == expected);
+}
+
+#[test]
+fn what_is_wrong_with_a_store_is_named() {
+    let (place, bucket) = (Place::empty(), Bucket::start_strict().expect("a store"));
+    let pipeline = |key: &str, more: &str| format!("[[source]]\nname = \"a\"\npath = \"{}\"\n{more}", bucket.url(key));
+    let complaint = |pipeline: &str, expected: &[&str]| {
+        place.write("pipeline.toml", pipeline);
+        let (is_well, said) = call(&place, &bucket, &["run", "pipeline.toml"]);
+        assert!(!is_well && expected.iter().all(|part| said.contains(part)), "{said}");
+    };
+    complaint(&pipeline("nothing", ""), &["s3://bucket/nothing: there is no file in it"]);
+    complaint(&pipeline("a//b", ""), &["it is no key"]);
+    complaint(&pipeline("x", "").replace("s3://bucket/", "s3://other/"), &["s3://other/"]);
+    std::fs::create_dir(bucket.folder().join("code")).expect("a folder");
+    std::fs::write(bucket.folder().join("code/a.rs"), "fn a() {}").expect("write");
+    complaint(&pipeline("code", "format = \"repository\"\n"), &["s3://bucket/code/a.rs", "an archive of tar"]);
+    complaint(&pipeline("code", "extensions = [\"md\"]\n"), &["there is no file that ends with md"]);
+    place.write("pipeline.toml", pipeline("code", ""));
+    let wrong =
+        place.command(&["run", "pipeline.toml"]).envs(bucket.variables()).env("AWS_SECRET_ACCESS_KEY", "x").output();
+    let said = String::from_utf8_lossy(&wrong.expect("start").stderr).into_owned();
+    assert!(said.contains("see AWS_SECRET_ACCESS_KEY"), "{said}");
+    run(&place, &bucket, &[]);
+    assert_eq!(place.text(), "fn a() {}");
+}
+
+#[test]
+fn an_object_that_is_replaced_behind_a_plan_is_no_part_of_it() {
+    let (place, bucket) = (Place::empty(), Bucket::start().expect("a store"));
+    let lines = |first: u64| (first..first + 3_000).map(|n| json("", "", &text(n, 6))).collect::<String>();
+    std::fs::write(bucket.folder().join("a.jsonl"), lines(0)).expect("write");
+    place.write("pipeline.toml", format!("[[source]]\nname = \"a\"\npath = \"{}\"\n", bucket.url("a.jsonl")));
+    let (is_well, said) = call(&place, &bucket, &["plan", "pipeline.toml", "--to", "plan.json", "--piece", "200K"]);
+    assert!(is_well, "{said}");
+    std::fs::write(bucket.folder().join("a.jsonl"), lines(5_000)).expect("write");
+    let (is_well, said) = call(&place, &bucket, &["task", "plan.json", "0"]);
+    assert!(!is_well && said.contains("s3://bucket/a.jsonl"), "{said}");
+    // A run begins again with what is there now.
+    run(&place, &bucket, &[]);
+    assert!(place.text().contains(&text(5_001, 6)) && !place.text().contains(&text(1, 6)));
+}
