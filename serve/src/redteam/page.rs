@@ -149,7 +149,10 @@ fn row(name: &str, shares: &[Share]) -> String {
             (true, false) => "more",
         };
         let change = 100.0 * (after.share - before.share);
-        let _ = write!(html, "<td class=\"number\" data-side=\"Change\">{change:+.1} points<span class=\"about\">{word}</span></td>");
+        let _ = write!(
+            html,
+            "<td class=\"number\" data-side=\"Change\">{change:+.1} points<span class=\"about\">{word}</span></td>"
+        );
     }
     html
 }
