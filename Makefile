@@ -2,6 +2,8 @@
 #              and kill one of the workers on the way
 # make demo-data  the same on what the data pipeline made of that text: builds the pipeline, too, makes token files of code and of prose,
 #              and trains on both, mixed
+# make demo-chat  fine-tune a small model on dialogues of people, have it learn a reward and optimize a policy by it, with workers that are
+#              killed; installs the dialogues in .venv-chat
 # make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
 # make test-data  the same for the data pipeline, which is a package and a program of its own; the stores of its tests are those of `make test`
 # make test-data-ray  its tasks on a local cluster of Ray whose raylets and workers are killed; installs Ray in .venv-ray, 330 MB
@@ -28,7 +30,7 @@
 # make bench-storage   a checkpoint of 1 GB goes to an S3-compatible store on this machine, beside the same with its own client; installs boto3 in .venv
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-generate bench-elastic bench-fleet bench-dashboard bench-storage bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data demo-chat test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-generate bench-elastic bench-fleet bench-dashboard bench-storage bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -44,6 +46,11 @@ demo:
 demo-data:
 	cargo build --release -p toroid -p toroid-corpus --bin toroid --bin toroid-data
 	scripts/demo_data.sh
+
+demo-chat:
+	scripts/chat_venv.sh
+	cargo build --release -p toroid -p toroid-corpus -p toroid-serve --bin toroid --bin toroid-data --bin toroid-serve
+	scripts/demo_chat.sh
 
 # All is built once: what incremental builds keep for a next one would be 4 GB, and takes its time.
 test: export CARGO_INCREMENTAL = 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Rows of messages, as JSON lines, for `toroid data chat`.
 
-  chat_rows.py chatterbot [--languages english,german]   pip install chatterbot-corpus (BSD): short questions and answers
+  chat_rows.py chatterbot [--languages english,german]   pip install chatterbot-corpus pyyaml (BSD): short questions and answers
   chat_rows.py chitchat                                   pip install chitchat-dataset (MIT): dialogues of two people
   chat_rows.py synthetic --rows 500000                    made from a seed, to measure with
 
@@ -31,7 +31,10 @@ def alternating(texts):
 
 
 def chatterbot(args):
-    import yaml  # a dependency of chatterbot-corpus
+    try:
+        import yaml  # Its files are YAML, and it does not bring a reader along.
+    except ImportError:
+        sys.exit("the package pyyaml is not installed: pip install pyyaml")
 
     root = folder_of("chatterbot_corpus", "chatterbot-corpus") / "data"
     for language in args.languages.split(","):

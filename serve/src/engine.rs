@@ -260,13 +260,15 @@ impl Speaker {
     fn of(task: Task, model: &Model, figures: &Arc<Figures>) -> (Sequence, Speaker) {
         let Task { sequence, stops, scores, index, to, asked_at } = task;
         figures.joined(sequence.prompt.len());
+        let named = stops.iter().filter_map(|stop| model.tokens.special(stop));
+        let ends = model.ends.iter().copied().chain(named).collect();
         let speaker = Speaker {
             figures: Arc::clone(figures),
             to,
             index,
             scores,
             num_possible: model.num_tokens(),
-            ends: model.ends.clone(),
+            ends,
             prompt: if sequence.scores_prompt { sequence.prompt.clone() } else { Vec::new() },
             prompt_scores: Vec::new(),
             writer: Writer::new(Tokens::stream(&model.tokens), stops),

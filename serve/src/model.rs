@@ -79,6 +79,13 @@ impl Model {
             source.what,
             source.model.vocab
         );
+        ensure!(
+            matches!(*tokens, Tokens::Bytes) || tokens.num_tokens() <= source.model.vocab,
+            "the tokenizer of {} has tokens up to {}, and the model those below {}: they are not made for each other",
+            source.what,
+            tokens.num_tokens() - 1,
+            source.model.vocab
+        );
         Ok(Model { source, tokens, chat, ends, tokenizer_config })
     }
 

@@ -98,6 +98,14 @@ impl Tokens {
         }
     }
 
+    /// The id of a special token by its text: it has none where it comes, so that no stop could be found there.
+    pub fn special(&self, text: &str) -> Option<u32> {
+        let Tokens::File(file) = self else { return None };
+        let id = file.tokenizer.token_to_id(text)?;
+        let added = file.tokenizer.get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special).then_some(id)
+    }
+
     /// A text that only this token has, as well as that can be: its own, or `bytes:\xe2` where it is a part of a character.
     pub fn name(&self, id: u32) -> String {
         match self {

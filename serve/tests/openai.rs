@@ -132,6 +132,76 @@ fn the_openai_package_is_served() -> Result<()> {
     Ok(())
 }
 
+/// A special token has no text, and ends a text all the same where it is named as a stop.
+#[test]
+fn a_special_token_is_a_stop() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let model = dir.path().join("model");
+    folder(&model)?;
+    let generate = |more: &[&str]| -> Result<Vec<(Vec<u64>, bool)>> {
+        let flags = [
+            "generate",
+            "--from",
+            path(&model),
+            "--prompt",
+            "a",
+            "--max-tokens",
+            "200",
+            "--samples",
+            "16",
+            "-o",
+            "json",
+        ];
+        let output = toroid_serve(&[&flags[..], more].concat()).output()?;
+        ensure!(output.status.success(), "generate failed: {}", String::from_utf8_lossy(&output.stderr));
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let samples = said["samples"].as_array().context("samples")?;
+        let tokens = |sample: &serde_json::Value| -> Option<Vec<u64>> {
+            sample["tokens"].as_array()?.iter().map(serde_json::Value::as_u64).collect()
+        };
+        samples.iter().map(|s| Ok((tokens(s).context("tokens")?, s["finish"] == "stop"))).collect()
+    };
+    // A byte that comes is made special, and another token is there, so that tokens are no bytes.
+    let end = *generate(&[])?[0].0.last().context("a token")?;
+    let file = model.join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().context("a vocabulary")?;
+    vocabulary.insert("one more".into(), 257.into());
+    let name = vocabulary.iter().find(|(_, id)| **id == end).context("its name")?.0.clone();
+    let mut added = tokenizer["added_tokens"][0].clone();
+    (added["id"], added["content"]) = (end.into(), name.clone().into());
+    tokenizer["added_tokens"].as_array_mut().context("added tokens")?.insert(0, added);
+    std::fs::write(&file, tokenizer.to_string())?;
+    for ((whole, _), (tokens, is_stopped)) in generate(&[])?.iter().zip(generate(&["--stop", &name])?) {
+        let before: Vec<u64> = whole.iter().copied().take_while(|token| *token != end).collect();
+        assert_eq!((tokens, is_stopped), (before, whole.contains(&end)));
+    }
+    Ok(())
+}
+
+/// One clear line each, before anything is served.
+#[test]
+fn words_that_do_not_fit_the_weights_are_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let model = dir.path().join("model");
+    folder(&model)?;
+    let file = model.join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let complaint = |tokenizer: &serde_json::Value| -> Result<String> {
+        std::fs::write(&file, tokenizer.to_string())?;
+        let output =
+            toroid_serve(&["generate", "--from", path(&model), "--prompt", "a", "--max-tokens", "1"]).output()?;
+        ensure!(!output.status.success(), "it was taken");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().context("a vocabulary")?;
+    (257..=260).for_each(|id| _ = vocabulary.insert(format!("more{id}"), id.into()));
+    let said = complaint(&tokenizer)?;
+    ensure!(said.contains("has tokens up to 260, and the model those below 260"), "{said}");
+    ensure!(complaint(&"no tokenizer".into())?.contains("tokenizer.json is not an object of JSON"));
+    Ok(())
+}
+
 /// The same bytes whatever the threads, and a page beside another.
 #[test]
 fn a_report_is_the_same_bytes_again() -> Result<()> {

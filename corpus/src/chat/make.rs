@@ -153,7 +153,9 @@ impl Maker {
                     let guarded = self.dialogues.pair(&prompt, answer, tools.as_deref())?;
                     is_injected |= guarded.is_injected;
                     let messages = [&prompt[..], std::slice::from_ref(answer)].concat();
-                    examples.push(self.encode(&guarded, &messages, tools.as_deref())?);
+                    // A score is read at the last token, and that of a policy's answer where it ends: not at a line end that the template
+                    // puts behind it.
+                    examples.push(self.encode(&guarded, &messages, tools.as_deref())?.up_to_trained());
                 }
                 let (examples, is_cut) = self.fit_pair(examples)?;
                 Ok(Made { margin, is_cut, ..self.made(&prompt, examples, is_injected) })

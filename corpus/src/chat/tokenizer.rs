@@ -55,6 +55,14 @@ impl Example {
         self.trained.iter().position(|trained| *trained)
     }
 
+    /// Without what is behind the last trained token.
+    pub fn up_to_trained(mut self) -> Example {
+        let end = self.trained.iter().rposition(|trained| *trained).map_or(0, |last| last + 1);
+        self.tokens.truncate(end);
+        self.trained.truncate(end);
+        self
+    }
+
     fn push(&mut self, tokens: impl Iterator<Item = u32>, is_trained: bool) {
         self.tokens.extend(tokens);
         self.trained.resize(self.tokens.len(), is_trained);

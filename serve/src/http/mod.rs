@@ -177,7 +177,13 @@ async fn answer(served: Arc<Served>, asked: Asked) -> Result<Response, ApiError>
 }
 
 fn bytes(body: Body) -> Result<Bytes, ApiError> {
-    body.map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let what = "the body has more bytes than this server takes; send less, or start the server with a larger --body-bytes";
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, what)
+        }
+        status => ApiError::new(status, rejection.body_text()),
+    })
 }
 
 async fn health(State(served): State<Arc<Served>>) -> Response {

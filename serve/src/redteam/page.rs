@@ -123,11 +123,13 @@ fn shares(reports: &[&Report]) -> String {
 /// The cells of a detector.
 fn row(name: &str, shares: &[Share]) -> String {
     let mut html = format!("<td>{}</td>", escaped(name));
-    for share in shares {
+    for (i, share) in shares.iter().enumerate() {
         let percent = |value: f64| 100.0 * value;
+        // What stands in the column's head, where a narrow page has none.
+        let side = if shares.len() > 1 { format!(" data-side=\"{}\"", side(i)) } else { String::new() };
         let _ = write!(
             html,
-            "<td class=\"number\">{} of {}<span class=\"about\">{:.1}% ({:.1}% to {:.1}%)</span></td>\
+            "<td class=\"number\"{side}>{} of {}<span class=\"about\">{:.1}% ({:.1}% to {:.1}%)</span></td>\
              <td class=\"plot\"><div class=\"track\"><div class=\"bar\" style=\"width:{:.2}%\"></div>\
              <div class=\"interval\" style=\"left:{:.2}%;width:{:.2}%\"></div></div></td>",
             share.hits,
@@ -147,7 +149,10 @@ fn row(name: &str, shares: &[Share]) -> String {
             (true, false) => "more",
         };
         let change = 100.0 * (after.share - before.share);
-        let _ = write!(html, "<td class=\"number\">{change:+.1} points<span class=\"about\">{word}</span></td>");
+        let _ = write!(
+            html,
+            "<td class=\"number\" data-side=\"Change\">{change:+.1} points<span class=\"about\">{word}</span></td>"
+        );
     }
     html
 }

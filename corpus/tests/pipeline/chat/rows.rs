@@ -297,6 +297,26 @@ fn pairs_that_are_cut_keep_one_prompt_and_their_answers_whole() {
     }
 }
 
+/// A reward model's score is read at the last token, and a policy's answer has its own where it ends: at the end of the turn, not at the line
+/// end that templates put behind it.
+#[test]
+fn a_pair_ends_where_its_answers_end() {
+    let place = Place::empty();
+    with_tokenizer(&place, None, json!({}));
+    let marked = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\
+                  {% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}\
+                  {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    place.write("marked.jinja", marked);
+    place.write("unmarked.jinja", marked.replace("{% generation %}", "").replace("{% endgeneration %}", ""));
+    place.write("rows.jsonl", lines(&[json!({"prompt": "p", "chosen": "yes", "rejected": "n"})]));
+    for template in [&[][..], &["--template", "marked.jinja"], &["--template", "unmarked.jinja"]] {
+        chat(&place, &[&["--tokenizer", "model"], template].concat());
+        for document in documents(&place, "train").0 {
+            assert_eq!((document.tokens.last(), document.trained.last()), (Some(&END), Some(&true)), "{template:?}");
+        }
+    }
+}
+
 #[test]
 fn changed_rows_are_read_or_refused() {
     let message = json!({"role": "user", "content": "a\u{e9}", "tool_calls": [{"x": 1.5}]});
