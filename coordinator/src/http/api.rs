@@ -91,9 +91,9 @@ pub(super) struct Columns {
     hidden_s: Vec<f64>,
     exposed_s: Vec<f64>,
     epoch: Vec<u64>,
-    /// Of kind ppo: its figures by name, as long as the others.
+    /// What only some kinds have, by name and as long as the others: figures of a policy, the accuracy of pairs.
     #[serde(flatten)]
-    policy: BTreeMap<&'static str, Vec<f64>>,
+    of_kind: BTreeMap<&'static str, Vec<f64>>,
 }
 
 impl Columns {
@@ -117,17 +117,18 @@ impl Columns {
             self.hidden_s.push(step.hidden_s);
             self.exposed_s.push(step.exposed_s);
             self.epoch.push(step.epoch);
-            self.push_policy(step.policy.as_ref());
+            self.push_of_kind(step);
         }
     }
 
     /// A step without such figures has none among those that have.
-    fn push_policy(&mut self, policy: Option<&proto::PolicyStep>) {
+    fn push_of_kind(&mut self, step: &proto::StepRecord) {
         let before = self.step.len() - 1;
-        for (name, figure) in policy.iter().flat_map(|policy| policy.figures()) {
-            self.policy.entry(name).or_insert_with(|| vec![f64::NAN; before]).push(figure);
+        let accuracy = (step.pairs > 0).then(|| ("accuracy", step.correct as f64 / step.pairs as f64));
+        for (name, figure) in step.policy.iter().flat_map(|policy| policy.figures()).chain(accuracy) {
+            self.of_kind.entry(name).or_insert_with(|| vec![f64::NAN; before]).push(figure);
         }
-        self.policy.values_mut().for_each(|column| column.resize(before + 1, f64::NAN));
+        self.of_kind.values_mut().for_each(|column| column.resize(before + 1, f64::NAN));
     }
 }
 
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_of_a_policy_are_there_where_there_is_one_and_as_long_as_the_others() {
+    fn columns_of_some_kinds_are_there_where_they_are_and_as_long_as_the_others() {
         let step = |step, policy| proto::StepRecord { step, policy, ..Default::default() };
         let plain = serde_json::to_value(Columns::of(&[step(1, None)])).expect("columns have names");
         assert!(plain.get("score").is_none() && plain["step"] == serde_json::json!([1]), "{plain}");
@@ -182,5 +183,8 @@ mod tests {
         assert_eq!(found["score"], serde_json::json!([null, 0.75, null, 0.75]));
         assert_eq!(found["kl"], serde_json::json!([null, null, null, null]), "what is not finite");
         assert_eq!(found["answer_tokens"], serde_json::json!([null, 0.0, null, 0.0]));
+        let pairs = |step, pairs| proto::StepRecord { step, pairs, correct: 3, ..Default::default() };
+        let found = serde_json::to_value(Columns::of(&[pairs(1, 4), pairs(2, 0)])).expect("columns have names");
+        assert_eq!((&found["accuracy"], found.get("score")), (&serde_json::json!([0.75, null]), None));
     }
 }

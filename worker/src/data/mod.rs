@@ -85,7 +85,7 @@ pub enum DataError {
     #[error("data.path cannot be fetched: {0}")]
     Fetch(toroid_storage::CacheError),
     #[error(
-        "cannot use the token file {}: {cause}; have `toroid data run` write it again, or take it out of its folder",
+        "cannot use the token file {}: {cause}; have the command that made it (`toroid data run`, `toroid data chat`) write it again, or take it out of its folder",
         .path.display()
     )]
     TokenFile { path: PathBuf, cause: TokensError },

@@ -8,9 +8,9 @@ import * as panels from './panels.js';
 
 const $ = (id) => document.getElementById(id);
 const METRICS = { loss: 'loss', ce: 'cross-entropy', z_loss: 'z-loss', balance_loss: 'balance loss', grad_norm: 'gradient norm', lr: 'learning rate', tokens_per_s: 'tokens a second', step_s: 'step time' };
-// Of a policy alone.
-const POLICY_METRICS = { score: 'score of answers', kl: 'KL to the reference', clip_fraction: 'clip fraction', answer_tokens: 'tokens of an answer', stopped: 'answers that stop', entropy: 'entropy', value_loss: 'value loss', approx_kl: 'KL of a step', mean_ratio: 'mean ratio', kl_coef: 'KL coefficient' };
-const WORDS = { ...METRICS, ...POLICY_METRICS };
+// Of some kinds of jobs: pairs have an accuracy, a policy has the others.
+const KIND_METRICS = { accuracy: 'accuracy', score: 'score of answers', kl: 'KL to the reference', clip_fraction: 'clip fraction', answer_tokens: 'tokens of an answer', stopped: 'answers that stop', entropy: 'entropy', value_loss: 'value loss', approx_kl: 'KL of a step', mean_ratio: 'mean ratio', kl_coef: 'KL coefficient' };
+const WORDS = { ...METRICS, ...KIND_METRICS };
 // Steps that a page holds; more of the past are in curve.csv.
 const MAX_STEPS = 20000;
 const MAX_EVENTS = 200;
@@ -44,7 +44,7 @@ const curveChart = new Chart($('curve'), $('curve-read'), (step) => {
   const value = (name) => `${WORDS[name]} ${figure(state.curve[name]?.[i] ?? null)}`;
   const validation = state.job?.validations.find((v) => v.step === step);
   return [`step ${count(step)}`, value($('metric').value), ...['loss', 'lr', 'grad_norm'].filter((n) => n !== $('metric').value).map(value),
-    validation ? `validation ${figure(validation.ce)}` : null].filter(Boolean).join(', ');
+    validation ? `validation ${panels.validation(state.job, validation)}` : null].filter(Boolean).join(', ');
 });
 
 const timeChart = new Chart($('time'), $('time-read'), (step) => {
@@ -87,10 +87,10 @@ legend($('phases'), [['detect', 'dead'], ['fence', 'straggling'], ['decide', 'wa
 
 // What can be chosen is what the curve has.
 function drawMetrics() {
-  const words = state.curve?.score ? WORDS : METRICS;
-  panels.show($('metric'), Object.keys(words).join(), () => {
+  const words = Object.entries(WORDS).filter(([name]) => name in METRICS || state.curve?.[name]);
+  panels.show($('metric'), words.map(([name]) => name).join(), () => {
     const chosen = $('metric').value;
-    return Object.entries(words).map(([name, text]) => new Option(text, name, false, name === chosen));
+    return words.map(([name, text]) => new Option(text, name, false, name === chosen));
   });
 }
 
@@ -106,7 +106,8 @@ function drawCurve() {
   };
   add(other, 'other', true);
   add(curve, 'curve', false);
-  if (['loss', 'ce'].includes(metric)) for (const v of job.validations) points.push({ step: v.step, value: v.ce, colour: colour('saved') });
+  const held = { loss: (v) => v.ce, ce: (v) => v.ce, accuracy: (v) => v.correct / v.tokens }[metric];
+  if (held) for (const v of job.validations) points.push({ step: v.step, value: held(v), colour: colour('saved') });
   if ($('marks').checked) {
     for (const c of job.checkpoints) marks.push({ step: c.step, colour: colour('saved'), short: true });
     for (const i of job.incidents) marks.push({ step: i.step, colour: colour('mark') });

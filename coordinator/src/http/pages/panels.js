@@ -23,8 +23,9 @@ export function show(node, key, make) {
   node.replaceChildren(...make());
 }
 
-export function table(node, head, rows) {
-  show(node, JSON.stringify(rows), () => [
+export function table(node, head, rows, caption = '') {
+  show(node, JSON.stringify([rows, caption]), () => [
+    caption ? el('caption', { textContent: caption }) : '',
     el('thead', {}, el('tr', {}, ...head.map((h) => el('th', { scope: 'col', textContent: h })))),
     el('tbody', {}, ...rows.map((row) => el('tr', {}, ...row.map((cell) => el('td', { textContent: cell }))))),
   ]);
@@ -65,10 +66,15 @@ export function workers(node, list) {
 
 const policy = (p) => [
   ['Score of answers', figure(p.score)],
-  ['KL to the reference', `${figure(p.kl)} nats an answer, coefficient ${figure(p.kl_coef)}`],
+  ['KL to the reference', `${figure(p.kl)} nats an answer`],
+  ['KL coefficient', figure(p.kl_coef)],
   ['Clipped', p.clip_fraction === null ? '-' : percent(p.clip_fraction)],
-  ['Tokens of an answer', `${figure(p.answer_tokens)}${p.stopped === null ? '' : `, ${percent(p.stopped)} stop`}`],
+  ['Tokens of an answer', figure(p.answer_tokens)],
+  ['Answers that stop', p.stopped === null ? '-' : percent(p.stopped)],
 ];
+
+// The loss of what is held out; of pairs also how many of them are ranked right.
+export const validation = (job, v) => (job.last_step?.pairs ? `${figure(v.ce)}, ${percent(v.correct / v.tokens)} right` : figure(v.ce));
 
 export function figures(node, job) {
   const last = job.last_step;
@@ -77,7 +83,7 @@ export function figures(node, job) {
   const pairs = [
     ['Step', `${count(job.committed_step)} of ${count(job.total_steps)}`],
     ['Loss', last ? figure(last.loss) : '-'],
-    ['Validation', job.validations.length ? figure(job.validations[job.validations.length - 1].ce) : '-'],
+    ['Validation', job.validations.length ? validation(job, job.validations[job.validations.length - 1]) : '-'],
     ['Tokens a second', job.tokens_per_s > 0 ? count(job.tokens_per_s) : '-'],
     ['Goodput', job.started_unix_ms ? percent(job.goodput) : '-'],
     ['Time left', job.eta_s > 0 ? duration(job.eta_s) : '-'],
@@ -137,8 +143,10 @@ export function incidents(node, list) {
 const kept = (c) => c.is_pinned ? 'pinned' : c.is_for_good ? 'for good' : 'newest';
 
 export function checkpoints(node, job) {
-  const rows = [...job.checkpoints].reverse().map((c) => [count(c.step), ago(c.unix_ms), bytes(c.bytes), duration(c.write_s), kept(c), c.path]);
-  table(node, ['Step', 'Age', 'Size', 'Written in', 'Kept', 'Where'], rows);
+  const rows = [...job.checkpoints].reverse().map((c) => [count(c.step), ago(c.unix_ms), bytes(c.bytes), duration(c.write_s), kept(c)]);
+  // All of a job are in its folder.
+  const newest = job.checkpoints[job.checkpoints.length - 1];
+  table(node, ['Step', 'Age', 'Size', 'Written in', 'Kept'], rows, newest ? `in ${newest.path.replace(/\/[^/]*$/, '')}` : '');
 }
 
 export function events(node, list) {

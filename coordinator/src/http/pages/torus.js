@@ -9,8 +9,10 @@ export function statesOf(job, places) {
   const open = new Set(job.incidents.filter((i) => !i.resolved).flatMap((i) => i.ranks));
   const slow = new Set(job.stragglers.map((s) => s.rank));
   const [begins, trains] = [['recovering', 'starting'].includes(job.state), ['running', 'degraded', 'draining'].includes(job.state)];
+  // Whoever computed for a job that is over may go.
+  const isOver = ['done', 'cancelled'].includes(job.state);
   return places.map(({ rank, alive }) => {
-    if (!alive) return 'dead';
+    if (!alive) return isOver ? 'waiting' : 'dead';
     if (begins) return open.has(rank) ? 'healing' : 'waiting';
     if (slow.has(rank)) return 'straggling';
     return trains ? 'computing' : 'waiting';

@@ -1,5 +1,6 @@
 //! Parameters of the reference and of the reward model at a place, and what answers are written with.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use toroid_torus::job::JobSpec;
@@ -57,7 +58,7 @@ impl<D: CachedAttention> Models<D> {
         let reference = sources.reference.as_ref().map(|local| local.path());
         self.reference.write(device, &initial_params(spec, reference, &own)?);
         if let (Some(reward), Some(local)) = (&mut self.reward, &sources.reward) {
-            reward.write(device, &reward_params(spec, local, &own, (place.tp, place.pp))?);
+            reward.write(device, &reward_params(spec, local.path(), &own, (place.tp, place.pp))?);
         }
         Ok(())
     }
@@ -66,7 +67,7 @@ impl<D: CachedAttention> Models<D> {
 /// The flat parameters of a reward model, `(padded_len)` of `own`, which is a policy's partition.
 fn reward_params(
     spec: &JobSpec,
-    local: &Local,
+    from: &Path,
     own: &Partition,
     (tp, pp): (usize, usize),
 ) -> Result<Vec<f32>, CheckpointError> {
@@ -74,7 +75,7 @@ fn reward_params(
     let theirs = partition(&model, &spec.shape, tp, pp);
     // A score that is not in the files stays what no weight is.
     let mut found = vec![f32::NAN; theirs.padded_len];
-    load_initial(local.path(), &model, &theirs, &mut found)?;
+    load_initial(from, &model, &theirs, &mut found).map_err(not_a_reward_model)?;
     let mut params = vec![0.0; own.padded_len];
     for slice in &own.slices {
         let name = if slice.tensor == VALUE { SCORE } else { &slice.tensor };
@@ -83,8 +84,50 @@ fn reward_params(
     }
     if params.iter().any(|x| x.is_nan()) {
         let path = config(spec).reward_model.clone().unwrap_or_default();
-        let problem = format!("it has no {SCORE}; give an export of a job of kind \"reward\" as ppo.reward_model");
-        return Err(CheckpointError::Initial { path, problems: vec![problem] });
+        let problems = vec![format!("it has no {SCORE}")];
+        return Err(not_a_reward_model(CheckpointError::Initial { path, problems }));
     }
     Ok(params)
+}
+
+/// Says which key names the file, and what belongs there.
+fn not_a_reward_model(error: CheckpointError) -> CheckpointError {
+    let CheckpointError::Initial { path, mut problems } = error else { return error };
+    let wanted =
+        "ppo.reward_model must be an export of a job of kind \"reward\" with the dims and the vocabulary of this one";
+    problems.insert(0, wanted.into());
+    CheckpointError::Initial { path, problems }
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::Dtype;
+    use safetensors::tensor::TensorView;
+    use toroid_torus::job;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_reward_model_of_this_job_is_refused_by_its_key() {
+        let keys = "steps = 4\ndata.path = 'text'\npreset = 'micro'\nkind = 'ppo'\nppo = { stop_token = 0, max_tokens = 8, reward_model = 'r' }";
+        let spec = job::parse(keys).expect("a job");
+        let own = partition(&spec.model, &spec.shape, 0, 0);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("reward.safetensors");
+        let check = |model: ModelConfig, expected: &str| {
+            let tensors = model.tensors();
+            let zeros = vec![0; tensors.iter().map(|t| 4 * t.shape.iter().product::<usize>()).max().unwrap_or(0)];
+            let views = tensors.iter().map(|tensor| {
+                let len = 4 * tensor.shape.iter().product::<usize>();
+                (tensor.name.clone(), TensorView::new(Dtype::F32, tensor.shape.clone(), &zeros[..len]).expect("a view"))
+            });
+            safetensors::serialize_to_file(views, None, &path).expect("write the weights");
+            let error = reward_params(&spec, &path, &own, (0, 0)).expect_err("it is refused").to_string();
+            assert!(error.contains("ppo.reward_model must be an export of a job of kind \"reward\""), "{error}");
+            assert!(error.contains(expected), "{error}");
+        };
+        let scores = ModelConfig { output: Output::Score, ..spec.model.clone() };
+        check(ModelConfig { vocab: 512, ..scores }, "tensor emb.weight has the shape [512, 32], expected [256, 32]");
+        check(ModelConfig { output: Output::Tokens, ..spec.model.clone() }, "it has no score.weight");
+    }
 }
