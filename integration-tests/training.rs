@@ -119,6 +119,20 @@ fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
     Ok(())
 }
 
+/// A coordinator whose folder was lost counts jobs from 1 again: the job that has the name of one that the workers have known is another one.
+#[test]
+fn workers_train_for_a_coordinator_that_begins_anew() -> Result<()> {
+    let mut cluster = Cluster::start(TOROID, 2, 1)?;
+    let job_file = short_job((1, 1, 2), 5, "");
+    let id = cluster.submit(&job_file)?;
+    cluster.wait_for(&id, "the end", |job| job.state() == JobState::Done)?;
+    cluster.lose_store()?;
+    cluster.start_coordinator()?;
+    ensure!(cluster.submit(&job_file)? == id, "jobs are counted from 1 again");
+    cluster.wait_for(&id, "the end", |job| job.state() == JobState::Done)?;
+    Ok(())
+}
+
 /// T-9: steps go on being committed while there is no coordinator, and are all reported to the next one.
 #[test]
 fn workers_train_to_the_end_without_a_coordinator() -> Result<()> {

@@ -397,7 +397,7 @@ impl Worker {
                 env.happens(self.pid);
             }
             Action::Prepare(assignment) => {
-                let fence = self.fence.of(&assignment.job_id).expect("there is a descriptor for a fence");
+                let fence = self.fence.of(&assignment.owner).expect("there is a descriptor for a fence");
                 self.place = Some((assignment.job_id.clone(), assignment.epoch, assignment.rank));
                 self.ordered = Some((assignment.epoch, env.net.now));
                 self.order(Order::Prepare(assignment, fence), env);

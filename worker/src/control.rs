@@ -20,6 +20,7 @@ use toroid_security::Credentials;
 use toroid_session::client::{Client, Ending, Input};
 use toroid_session::{Action, Command, Knock, Standing, TrainerEvent};
 use toroid_torus::ids::{Epoch, JobId, Rank};
+use toroid_torus::owner::{Owner, OwnerId};
 
 use carrier::{Carrier, Opening, Process, dial, endpoint_of};
 pub use error::ControlError;
@@ -98,22 +99,22 @@ pub(crate) fn probed() -> (mpsc::Sender<toroid_proto::Probed>, mpsc::Receiver<to
     mpsc::channel(MAX_PROBES)
 }
 
-/// Epochs are counted by job, so each job has a fence of its own.
+/// Epochs are counted by job, so each job has a fence of its own. A job of the same id in another store is another job.
 pub struct JobFence {
-    job_id: JobId,
+    owner: Option<OwnerId>,
     fence: Fence,
 }
 
 impl JobFence {
     pub fn new() -> Result<JobFence, CommError> {
-        Ok(JobFence { job_id: JobId::default(), fence: Fence::new()? })
+        Ok(JobFence { owner: None, fence: Fence::new()? })
     }
 
     /// The fence of this job. That of another one that was in its place ends all of its epochs.
-    pub fn of(&mut self, job_id: &JobId) -> Result<Fence, CommError> {
-        if self.job_id != *job_id {
+    pub fn of(&mut self, job: &Owner) -> Result<Fence, CommError> {
+        if self.owner != Some(job.id) {
             self.fence.raise(Epoch::LAST);
-            *self = JobFence { job_id: job_id.clone(), fence: Fence::new()? };
+            *self = JobFence { owner: Some(job.id), fence: Fence::new()? };
         }
         Ok(self.fence.clone())
     }
@@ -218,7 +219,7 @@ impl Process for Trained {
         match action {
             Action::Fence { epoch } => self.fence.raise(epoch),
             Action::Prepare(assignment) => {
-                let fence = self.fence.of(&assignment.job_id)?;
+                let fence = self.fence.of(&assignment.owner)?;
                 pass(&self.orders, Order::Prepare(assignment, fence))?;
             }
             Action::Trainer(command) => pass(&self.orders, command)?,
@@ -358,6 +359,21 @@ mod tests {
             .err()
             .ok_or("nobody is there")?;
         Ok(reason::in_words(error.as_ref()))
+    }
+
+    /// A coordinator whose store was lost counts jobs and epochs from 1 again.
+    #[test]
+    fn a_job_of_the_same_id_in_another_store_has_a_fence_of_its_own() -> Result<(), CommError> {
+        let of = |id: u8| Owner::new(OwnerId::from_random([id; 16]), "tiny-1", "tiny", 0);
+        let mut fence = JobFence::new()?;
+        let (first, newer) = (Epoch::new(1), Epoch::new(2));
+        let old = fence.of(&of(1))?;
+        fence.raise(newer);
+        assert!(fence.of(&of(1))?.check(first).is_err(), "the same job goes on from there");
+        let new = fence.of(&of(2))?;
+        assert_eq!(new.check(first), Ok(()));
+        assert!(old.check(newer).is_err(), "nothing of the other job goes on");
+        Ok(())
     }
 
     #[test]

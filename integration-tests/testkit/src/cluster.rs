@@ -264,6 +264,13 @@ impl Cluster {
         self.kill_workers(&[COORDINATOR])
     }
 
+    /// The coordinator is killed, and all that it has kept is gone.
+    pub fn lose_store(&mut self) -> Result<()> {
+        self.kill_coordinator()?;
+        let folder = self.path().join(COORDINATOR);
+        std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))
+    }
+
     /// SIGTERM.
     pub fn terminate_coordinator(&self) -> Result<()> {
         self.signal(COORDINATOR, Signal::TERM)
