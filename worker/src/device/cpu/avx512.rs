@@ -20,14 +20,14 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use super::operand::Target;
 use super::packed::{LEFT, RIGHT, with_packed};
+use super::portable::DEPTH;
 
 /// Rows of a tile at most.
 const ROWS: usize = 14;
 /// Columns of a panel: two vectors.
 const PANEL: usize = 32;
-/// Units of a block.
-const DEPTH: usize = 256;
 /// Columns of a block.
 const COLS: usize = 512;
 /// Units between the rows of a packed tile of `a`; not a multiple of a page's fraction, so that rows do not share cache sets.
@@ -39,16 +39,7 @@ const STRIP: usize = 8;
 /// Units of a packed tile of `a`: room for either way.
 const TILE: usize = 16 * ROW_STRIDE;
 const _: () = assert!(TILE >= ROWS * ROW_STRIDE && TILE >= DEPTH * DEPTH_STRIDE);
-const _: () = assert!(LEFT >= STRIP * TILE && RIGHT >= DEPTH * COLS && DEPTH == super::portable::DEPTH);
-
-/// Where a tile of the result goes.
-#[derive(Clone, Copy)]
-struct Target {
-    alpha: f32,
-    beta: f32,
-    c: *mut f32,
-    stride: usize,
-}
+const _: () = assert!(LEFT >= STRIP * TILE && RIGHT >= DEPTH * COLS);
 
 /// Element 2i is number i of the lower half of a vector of 16 bits, 2i + 1 of the upper.
 const INTERLEAVE: [u16; 32] = {

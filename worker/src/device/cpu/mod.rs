@@ -169,7 +169,7 @@ impl CpuDevice {
             let by_depth = (Operand::new(&a, DEPTH, m).t(), Operand::new(&b, DEPTH, n));
             for (a, b) in [by_row, by_depth] {
                 let mut c = vec![0.0; m * n];
-                matmul::matmul(&self.pool, Kernel::new(self.isa, products), 1.0, a, b, 0.0, &mut c);
+                matmul::matmul(&self.pool, self.kernel(products), 1.0, a, b, 0.0, &mut c);
                 hasher.update(bytemuck::cast_slice(&c));
             }
         }

@@ -1,4 +1,4 @@
-//! An operand of a matrix product: a matrix within a slice.
+//! What a matrix product has: operands, each a matrix within a slice, and where the result goes.
 
 use std::ops::Range;
 
@@ -46,4 +46,14 @@ impl<'a> Operand<'a> {
             );
         }
     }
+}
+
+/// Where a tile of the result goes: `c = alpha * a b + beta * c`.
+#[derive(Clone, Copy)]
+pub struct Target {
+    pub alpha: f32,
+    pub beta: f32,
+    pub c: *mut f32,
+    /// Elements between rows.
+    pub stride: usize,
 }

@@ -14,7 +14,7 @@
 //!
 //! Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication".
 
-use super::operand::Operand;
+use super::operand::{Operand, Target};
 use super::packed::{LEFT, RIGHT, with_packed};
 use super::simd::{Isa, multiversion};
 
@@ -22,7 +22,7 @@ use super::simd::{Isa, multiversion};
 const ROWS: usize = 6;
 /// Columns of a panel.
 const PANEL: usize = 16;
-/// Depth of a block: that of `avx512`, as it decides the order of sums.
+/// Depth of a block, here and, in units, in `avx512`: it decides the order of sums.
 pub const DEPTH: usize = 256;
 /// Columns of a block.
 const COLS: usize = 256;
@@ -36,15 +36,6 @@ const STRIP: usize = 16;
 const TILE: usize = 8 * ROW_STRIDE;
 const _: () = assert!(TILE >= ROWS * ROW_STRIDE && TILE >= DEPTH * DEPTH_STRIDE);
 const _: () = assert!(LEFT >= STRIP * TILE && RIGHT >= DEPTH * COLS);
-
-/// Where a tile of the result goes.
-#[derive(Clone, Copy)]
-struct Target {
-    alpha: f32,
-    beta: f32,
-    c: *mut f32,
-    stride: usize,
-}
 
 /// Arguments as in [`super::product::product`].
 ///
