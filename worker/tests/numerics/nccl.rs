@@ -7,6 +7,7 @@ mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use toroid_session::PeerAddr;
@@ -323,12 +324,16 @@ const VICTIM: usize = 5;
 
 /// The victim dies before its part of the reduce-scatter. Whoever waits for it is freed by the fence, which goes up when all who have to wait for
 /// somebody do.
-fn die_in_scatter(at: At<'_, Networked>) -> Result<(), CommError> {
+fn die_in_scatter(at: At<'_, Networked>, num_settled: &AtomicUsize) -> Result<(), CommError> {
     let At { rank, shape, device, comm, fences, waits_for, .. } = at;
     let mut buf = upload(device, &values(rank, 3, 400));
     comm.all_reduce(&mut buf)?;
     comm.settle()?;
+    num_settled.fetch_add(1, Ordering::Relaxed);
     if rank == VICTIM {
+        while num_settled.load(Ordering::Relaxed) < shape.world() {
+            std::thread::yield_now();
+        }
         device.runtime().handle().lose();
         let group = shape.dp_group(rank);
         let others: Vec<usize> = group.iter().copied().filter(|r| *r != rank).collect();
@@ -365,10 +370,11 @@ fn whoever_waits_for_a_dead_rank_gets_out_by_abort_and_goes_on_with_the_newcomer
     let (shape, machine) = (shape(2, 2, 2), Machine::default());
     let mut workers = workers(&machine, 8);
     let first = all_well(in_epoch(&mut workers, 1, shape, None, compare));
-    // Those of the other DP group may finish before the fence or not; those of the victim's cannot.
+    // Those of the other DP group may finish before the fence or not; those of the victim's cannot. The TP groups of all are over before it.
+    let num_settled = AtomicUsize::new(0);
     let outcomes = in_epoch(&mut workers, 2, shape, None, |at| {
         let (rank, group) = (at.rank, at.shape.dp_group(VICTIM));
-        let result = die_in_scatter(at);
+        let result = die_in_scatter(at, &num_settled);
         Ok::<_, CommError>((rank, group, result))
     });
     let aborted: Vec<[Option<Key>; 3]> = outcomes.iter().map(|(_, keys)| *keys).collect();
