@@ -23,6 +23,8 @@ use super::*;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod few;
 mod layers;
 mod loss;
 mod matmul;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   F32    AVX-512: `avx512`                       else `portable`; the same bits
+//!          a few rows: `few`                       by AVX-512 or AVX2; the same bits
 //!   Tf32   as F32: no CPU has it
 //!   Bf16   AVX-512 with BF16: `avx512`             else the operands are rounded and go the way of F32
 //! ```
@@ -13,11 +14,11 @@
 
 use std::cell::RefCell;
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::operand::Operand;
 use super::portable;
-use super::simd::Isa;
+use super::simd::{Isa, Level};
+#[cfg(target_arch = "x86_64")]
+use super::{avx512, few};
 use crate::device::Products;
 
 /// How products are computed.
@@ -50,6 +51,19 @@ pub unsafe fn product(
     assert_eq!(a.cols, b.rows, "({}, {}) times ({}, {})", a.rows, a.cols, b.rows, b.cols);
     a.check();
     b.check();
+    #[cfg(target_arch = "x86_64")]
+    if kernel.products != Products::Bf16 && a.col_stride == 1 && b.row_stride == 1 && a.rows > 0 {
+        // SAFETY: as below; rows of `a` and columns of `b` are contiguous.
+        match kernel.isa.level() {
+            Level::Avx512 if a.rows <= few::of_16::ROWS => {
+                return unsafe { few::of_16::product(alpha, a, b, beta, c, c_stride) };
+            }
+            Level::Avx2 if a.rows <= few::of_8::ROWS => {
+                return unsafe { few::of_8::product(alpha, a, b, beta, c, c_stride) };
+            }
+            _ => {}
+        }
+    }
     #[cfg(target_arch = "x86_64")]
     match (kernel.products, kernel.isa.has_avx512(), kernel.isa.has_bf16()) {
         // SAFETY: `check` keeps the operands inside of their slices, the machine has the instructions, the caller answers for `c`.
@@ -155,22 +169,27 @@ mod tests {
 
     #[test]
     fn a_product_is_scaled_and_added_to_what_is_there_alike() {
-        let (m, n, depth) = (9, 37, 300);
-        let (a, b, there) = (values(m * depth, 1), values(depth * n, 2), values(m * n, 3));
-        let results = Isa::all().map(|isa| {
-            let mut c = there.clone();
-            let (a, b) = (Operand::new(&a, m, depth), Operand::new(&b, depth, n));
-            // SAFETY: `c` has the elements of the product.
-            unsafe { product(Kernel::new(isa, Products::F32), 0.3, a, b, 0.7, c.as_mut_ptr(), n) };
-            c
-        });
-        let results: Vec<_> = results.collect();
-        assert!(results.iter().all(|c| *c == results[0]));
-        for (i, (found, old)) in results[0].iter().zip(&there).enumerate() {
-            let (row, col) = (i / n, i % n);
-            let sum: f64 = (0..depth).map(|k| f64::from(a[row * depth + k]) * f64::from(b[k * n + col])).sum();
-            let expected = 0.3 * sum + 0.7 * f64::from(*old);
-            assert!((f64::from(*found) - expected).abs() < 1e-4, "({row}, {col}): {found}, not {expected}");
+        // As many rows as are few for some, for none, and for all.
+        for (m, n, depth) in [(9, 37, 300), (20, 37, 300), (1, 37, 300), (5, 7, 261)] {
+            let (a, b, there) = (values(m * depth, 1), values(depth * n, 2), values(m * n, 3));
+            for b in [Operand::new(&b, depth, n), Operand::new(&b, n, depth).t()] {
+                let results = Isa::all().map(|isa| {
+                    let mut c = there.clone();
+                    let a = Operand::new(&a, m, depth);
+                    // SAFETY: `c` has the elements of the product.
+                    unsafe { product(Kernel::new(isa, Products::F32), 0.3, a, b, 0.7, c.as_mut_ptr(), n) };
+                    c
+                });
+                let results: Vec<_> = results.collect();
+                assert!(results.iter().all(|c| *c == results[0]), "({m}, {n}, {depth})");
+                for (i, (found, old)) in results[0].iter().zip(&there).enumerate() {
+                    let (row, col) = (i / n, i % n);
+                    let of_b = |k: usize| f64::from(b.data[k * b.row_stride + col * b.col_stride]);
+                    let sum: f64 = (0..depth).map(|k| f64::from(a[row * depth + k]) * of_b(k)).sum();
+                    let expected = 0.3 * sum + 0.7 * f64::from(*old);
+                    assert!((f64::from(*found) - expected).abs() < 1e-4, "({row}, {col}): {found}, not {expected}");
+                }
+            }
         }
     }
 

@@ -1,0 +1,231 @@
+//! Products of f32 for a few rows, whose time is that of reading `b`: where a column of `b` is contiguous (`x w^T`), it goes from memory through
+//! registers, and is packed nowhere.
+//!
+//! ```text
+//!   b: LANES columns at 4 depths --transposed in registers--> a vector of each depth --times a's element of that depth--> acc (rows, LANES)
+//!      the LANES columns that come next are on their way to the cache
+//! ```
+//!
+//! The bits are those of `portable` and `avx512`, since sums run in the same order: block after block of [`DEPTH`], each in the order of the depth. So a
+//! text has the logits of the training forward (M-5). A decoded token reads each weight once: packing it first, as for many rows, would take most
+//! of the time.
+//!
+//! Deliberately absent: bf16; machines without AVX2, where `portable` computes.
+
+use std::arch::x86_64::*;
+
+use super::operand::{Operand, Target};
+use super::packed::{LEFT, with_packed};
+use super::portable::DEPTH;
+
+/// Elements of a cache line.
+const LINE: usize = 16;
+/// Elements between packed rows of `a` beyond their depth, so that they do not share cache sets.
+const APART: usize = LINE;
+/// Rows that all stay in the cache, however far they are apart.
+const NEVER_PACKED: usize = 4;
+
+/// One instruction set: `$lanes` columns at a time in a vector `$vector`, for up to `$rows` rows, which the numbers at the end count.
+macro_rules! kind {
+    (
+        $(#[$doc:meta])* $kind:ident, $features:literal, $vector:ty, $lanes:literal, $rows:literal,
+        $zero:ident, $load:ident, $store:ident, $set:ident, $mul:ident, $fmadd:ident,
+        $unpack_low:ident, $unpack_high:ident, $unpack_low_pairs:ident, $unpack_high_pairs:ident, $to_pairs:ident, $from_pairs:ident,
+        $quads:item, $($number:literal)*
+    ) => {
+        $(#[$doc])*
+        pub mod $kind {
+            use crate::device::cpu::few::*;
+
+            const LANES: usize = $lanes;
+            /// Rows at most: as many sums as there are registers for.
+            pub const ROWS: usize = $rows;
+
+            /// Of `LANES` columns, `stride` apart, four elements each: vector `i` has those of columns `i`, `i + 4`, and so on, side by side.
+            #[inline]
+            #[target_feature(enable = $features)]
+            $quads
+
+            /// Arguments as in [`crate::device::cpu::product::product`].
+            ///
+            /// # Safety
+            ///
+            /// The machine has the instructions, `a` has 1 to [`ROWS`] rows that are contiguous, `b` columns that are contiguous, both lie inside of
+            /// their slices, and `c` has `a.rows` rows of `b.cols` elements that may be written and that no other thread touches meanwhile.
+            #[target_feature(enable = $features)]
+            pub unsafe fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, stride: usize) {
+                let to = Target { alpha, beta, c, stride };
+                let packed = a.cols + APART;
+                if a.rows <= NEVER_PACKED || a.rows * packed > LEFT {
+                    // SAFETY: the caller's.
+                    return unsafe { by_rows(a, b, to) };
+                }
+                with_packed(|room, _| {
+                    let room = room.cast::<f32>();
+                    for row in 0..a.rows {
+                        let from = &a.data[row * a.row_stride..][..a.cols];
+                        // SAFETY: there is room for `LEFT` elements, this thread's.
+                        unsafe { room.add(row * packed).copy_from_nonoverlapping(from.as_ptr(), a.cols) };
+                    }
+                    // SAFETY: the rows were just written, all but what is between them, which is initialized.
+                    let data = unsafe { std::slice::from_raw_parts(room, a.rows * packed) };
+                    // SAFETY: the caller's.
+                    unsafe { by_rows(Operand { data, row_stride: packed, ..a }, b, to) };
+                });
+            }
+
+            // SAFETY: as of `product`.
+            #[target_feature(enable = $features)]
+            unsafe fn by_rows(a: Operand<'_>, b: Operand<'_>, to: Target) {
+                // SAFETY: the caller's.
+                unsafe {
+                    match a.rows {
+                        $($number => of_rows::<$number>(a, b, to),)*
+                        rows => unreachable!("{rows} rows, not 1 to {ROWS}"),
+                    }
+                }
+            }
+
+            // SAFETY: as of `product`, with `R` rows.
+            #[target_feature(enable = $features)]
+            unsafe fn of_rows<const R: usize>(a: Operand<'_>, b: Operand<'_>, to: Target) {
+                let whole = b.cols - b.cols % LANES;
+                for col in (0..whole).step_by(LANES) {
+                    // SAFETY: columns inside of `b` and of `c`, the caller's.
+                    unsafe { panel::<R>(a, b, col, Target { c: to.c.add(col), ..to }) };
+                }
+                if whole < b.cols && whole > 0 && to.beta == 0.0 {
+                    // Some columns once more, with the same result.
+                    let col = b.cols - LANES;
+                    // SAFETY: as above.
+                    return unsafe { panel::<R>(a, b, col, Target { c: to.c.add(col), ..to }) };
+                }
+                for col in whole..b.cols {
+                    let column = b.data[col * b.col_stride..][..b.rows].as_ptr();
+                    for row in 0..R {
+                        // SAFETY: a column of `b`, a row of `a` and an element of `c`, the caller's.
+                        unsafe { element(a.data.as_ptr().add(row * a.row_stride), column, a.cols, to.alpha, to.beta, to.c.add(row * to.stride + col)) };
+                    }
+                }
+            }
+
+            /// The product for `LANES` columns.
+            // SAFETY: as of `product`, with `R` rows; the columns are inside of `b`, and `to` is where they go.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn panel<const R: usize>(a: Operand<'_>, b: Operand<'_>, col: usize, to: Target) {
+                let (alpha, beta) = ($set(to.alpha), $set(to.beta));
+                let columns = b.data.as_ptr().wrapping_add(col * b.col_stride);
+                let next = columns.wrapping_add(LANES * b.col_stride);
+                let num_next = LANES.min(b.cols - col - LANES);
+                // A product of no depth is one block of zeros.
+                for first in (0..a.cols.max(1)).step_by(DEPTH) {
+                    let end = a.cols.min(first + DEPTH);
+                    let whole = end - (end - first) % 4;
+                    let mut acc = [$zero(); R];
+                    for depth in (first..whole).step_by(4) {
+                        if depth % LINE == 0 {
+                            for i in 0..num_next {
+                                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(i * b.col_stride + depth).cast());
+                            }
+                        }
+                        // SAFETY: the caller's.
+                        unsafe {
+                            let [x, y, z, w] = quads(columns.add(depth), b.col_stride);
+                            let (xy_low, xy_high) = ($to_pairs($unpack_low(x, y)), $to_pairs($unpack_high(x, y)));
+                            let (zw_low, zw_high) = ($to_pairs($unpack_low(z, w)), $to_pairs($unpack_high(z, w)));
+                            let by_depth = [
+                                $from_pairs($unpack_low_pairs(xy_low, zw_low)),
+                                $from_pairs($unpack_high_pairs(xy_low, zw_low)),
+                                $from_pairs($unpack_low_pairs(xy_high, zw_high)),
+                                $from_pairs($unpack_high_pairs(xy_high, zw_high)),
+                            ];
+                            for (i, b) in by_depth.into_iter().enumerate() {
+                                for (r, acc) in acc.iter_mut().enumerate() {
+                                    let x = $set(*a.data.as_ptr().add(r * a.row_stride + depth + i));
+                                    *acc = $fmadd(x, b, *acc);
+                                }
+                            }
+                        }
+                    }
+                    for depth in whole..end {
+                        // SAFETY: the caller's.
+                        unsafe {
+                            let b: [f32; LANES] = std::array::from_fn(|i| *columns.add(i * b.col_stride + depth));
+                            let b = $load(b.as_ptr());
+                            for (r, acc) in acc.iter_mut().enumerate() {
+                                *acc = $fmadd($set(*a.data.as_ptr().add(r * a.row_stride + depth)), b, *acc);
+                            }
+                        }
+                    }
+                    for (r, acc) in acc.into_iter().enumerate() {
+                        // SAFETY: the caller's.
+                        unsafe {
+                            let c = to.c.add(r * to.stride);
+                            let mut x = $mul(acc, alpha);
+                            if first > 0 {
+                                x = $fmadd($load(c), $set(1.0), x);
+                            } else if to.beta != 0.0 {
+                                x = $fmadd($load(c), beta, x);
+                            }
+                            $store(c, x);
+                        }
+                    }
+                }
+            }
+
+            /// One element of the product, of one row and one column of `depth` elements.
+            // SAFETY: there are so many elements, and `c` may be written.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn element(row: *const f32, column: *const f32, depth: usize, alpha: f32, beta: f32, c: *mut f32) {
+                for first in (0..depth.max(1)).step_by(DEPTH) {
+                    let mut sum = 0.0_f32;
+                    for i in first..depth.min(first + DEPTH) {
+                        // SAFETY: the caller's.
+                        sum = unsafe { (*row.add(i)).mul_add(*column.add(i), sum) };
+                    }
+                    let beta = if first == 0 { beta } else { 1.0 };
+                    let x = sum * alpha;
+                    // SAFETY: the caller's.
+                    unsafe { *c = if beta == 0.0 { x } else { (*c).mul_add(beta, x) } };
+                }
+            }
+        }
+    };
+}
+
+kind! {
+    /// By AVX-512.
+    of_16, "avx512f,avx512bw,avx512dq,avx512vl", __m512, 16, 14,
+    _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_mul_ps, _mm512_fmadd_ps,
+    _mm512_unpacklo_ps, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpackhi_pd, _mm512_castps_pd, _mm512_castpd_ps,
+    // SAFETY: whoever calls has the instructions, and all elements are there.
+    unsafe fn quads(from: *const f32, stride: usize) -> [__m512; 4] {
+        std::array::from_fn(|i| {
+            // SAFETY: the caller's.
+            unsafe {
+                let x = _mm512_castps128_ps512(_mm_loadu_ps(from.add(i * stride)));
+                let x = _mm512_insertf32x4::<1>(x, _mm_loadu_ps(from.add((4 + i) * stride)));
+                let x = _mm512_insertf32x4::<2>(x, _mm_loadu_ps(from.add((8 + i) * stride)));
+                _mm512_insertf32x4::<3>(x, _mm_loadu_ps(from.add((12 + i) * stride)))
+            }
+        })
+    },
+    1 2 3 4 5 6 7 8 9 10 11 12 13 14
+}
+
+kind! {
+    /// By AVX2.
+    of_8, "avx2,fma", __m256, 8, 6,
+    _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_mul_ps, _mm256_fmadd_ps,
+    _mm256_unpacklo_ps, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpackhi_pd, _mm256_castps_pd, _mm256_castpd_ps,
+    // SAFETY: whoever calls has the instructions, and all elements are there.
+    unsafe fn quads(from: *const f32, stride: usize) -> [__m256; 4] {
+        std::array::from_fn(|i| {
+            // SAFETY: the caller's.
+            unsafe { _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(_mm_loadu_ps(from.add(i * stride))), _mm_loadu_ps(from.add((4 + i) * stride))) }
+        })
+    },
+    1 2 3 4 5 6
+}
