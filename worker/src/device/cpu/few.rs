@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The bits are those of `portable` and `avx512`, since sums run in the same order: block after block of [`DEPTH`], each in the order of the depth. So a
-//! text has the logits of the training forward (M-5). A decoded token reads each weight once: packing it first, as for many rows, would take most
-//! of the time.
+//! text has the logits of the training forward (M-5). A decoded token reads each weight once: packing it first, as for many rows, takes most of the
+//! time, see [`is_worth_it`].
 //!
 //! Deliberately absent: bf16; machines without AVX2, where `portable` computes.
 
@@ -17,6 +17,7 @@ use std::arch::x86_64::*;
 use super::operand::{Operand, Target};
 use super::packed::{LEFT, with_packed};
 use super::portable::DEPTH;
+use super::simd::{Isa, Level};
 
 /// Elements of a cache line.
 const LINE: usize = 16;
@@ -25,7 +26,49 @@ const APART: usize = LINE;
 /// Rows that all stay in the cache, however far they are apart.
 const NEVER_PACKED: usize = 4;
 
-/// One instruction set: `$lanes` columns at a time in a vector `$vector`, for up to `$rows` rows, which the numbers at the end count.
+/// Rows up to which eight columns at a time are faster than sixteen: memory is read in half as many streams.
+const NARROW: usize = 4;
+
+/// Whether this is faster than packing, by what was measured at depths of 256 to 1024 (docs/measurements.md). Beyond so many rows a panel of columns is
+/// transposed for each tile of rows more often than packing it takes.
+fn is_worth_it(isa: Isa, rows: usize) -> bool {
+    match isa.level() {
+        Level::Avx512 => rows <= 32,
+        Level::Avx2 => rows <= 24,
+        Level::Baseline => false,
+    }
+}
+
+/// The product, if it is of the kind that is computed here: says whether it was. Arguments as in [`super::product::product`].
+///
+/// # Safety
+///
+/// The operands lie inside of their slices, and `c` points to `a.rows` rows of `b.cols` elements that may be written and that no other thread touches
+/// meanwhile.
+pub unsafe fn product(
+    isa: Isa,
+    alpha: f32,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    beta: f32,
+    c: *mut f32,
+    stride: usize,
+) -> bool {
+    if a.col_stride != 1 || b.row_stride != 1 || !is_worth_it(isa, a.rows) {
+        return false;
+    }
+    let to = Target { alpha, beta, c, stride };
+    // SAFETY: the instruction set was found; the rest is the caller's.
+    unsafe {
+        match isa.level() {
+            Level::Avx512 if a.rows > NARROW => of_16::product(a, b, to),
+            _ => of_8::product(a, b, to),
+        }
+    }
+    true
+}
+
+/// One instruction set: `$lanes` columns at a time in a vector `$vector`, for tiles of up to `$rows` rows, which the numbers at the end count.
 macro_rules! kind {
     (
         $(#[$doc:meta])* $kind:ident, $features:literal, $vector:ty, $lanes:literal, $rows:literal,
@@ -38,27 +81,24 @@ macro_rules! kind {
             use crate::device::cpu::few::*;
 
             const LANES: usize = $lanes;
-            /// Rows at most: as many sums as there are registers for.
-            pub const ROWS: usize = $rows;
+            /// Rows of a tile at most: as many as there are registers for sums.
+            const TILE: usize = $rows;
 
             /// Of `LANES` columns, `stride` apart, four elements each: vector `i` has those of columns `i`, `i + 4`, and so on, side by side.
             #[inline]
             #[target_feature(enable = $features)]
             $quads
 
-            /// Arguments as in [`crate::device::cpu::product::product`].
-            ///
             /// # Safety
             ///
-            /// The machine has the instructions, `a` has 1 to [`ROWS`] rows that are contiguous, `b` columns that are contiguous, both lie inside of
-            /// their slices, and `c` has `a.rows` rows of `b.cols` elements that may be written and that no other thread touches meanwhile.
+            /// The machine has the instructions, rows of `a` and columns of `b` are contiguous, both lie inside of their slices, and `to` is `a.rows` rows
+            /// of `b.cols` elements that may be written and that no other thread touches meanwhile.
             #[target_feature(enable = $features)]
-            pub unsafe fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, stride: usize) {
-                let to = Target { alpha, beta, c, stride };
+            pub unsafe fn product(a: Operand<'_>, b: Operand<'_>, to: Target) {
                 let packed = a.cols + APART;
                 if a.rows <= NEVER_PACKED || a.rows * packed > LEFT {
                     // SAFETY: the caller's.
-                    return unsafe { by_rows(a, b, to) };
+                    return unsafe { by_columns(a, b, to) };
                 }
                 with_packed(|room, _| {
                     let room = room.cast::<f32>();
@@ -67,53 +107,63 @@ macro_rules! kind {
                         // SAFETY: there is room for `LEFT` elements, this thread's.
                         unsafe { room.add(row * packed).copy_from_nonoverlapping(from.as_ptr(), a.cols) };
                     }
-                    // SAFETY: the rows were just written, all but what is between them, which is initialized.
+                    // SAFETY: the rows were just written, and what is between them was when the room was made.
                     let data = unsafe { std::slice::from_raw_parts(room, a.rows * packed) };
                     // SAFETY: the caller's.
-                    unsafe { by_rows(Operand { data, row_stride: packed, ..a }, b, to) };
+                    unsafe { by_columns(Operand { data, row_stride: packed, ..a }, b, to) };
                 });
             }
 
             // SAFETY: as of `product`.
             #[target_feature(enable = $features)]
-            unsafe fn by_rows(a: Operand<'_>, b: Operand<'_>, to: Target) {
-                // SAFETY: the caller's.
-                unsafe {
-                    match a.rows {
-                        $($number => of_rows::<$number>(a, b, to),)*
-                        rows => unreachable!("{rows} rows, not 1 to {ROWS}"),
-                    }
-                }
-            }
-
-            // SAFETY: as of `product`, with `R` rows.
-            #[target_feature(enable = $features)]
-            unsafe fn of_rows<const R: usize>(a: Operand<'_>, b: Operand<'_>, to: Target) {
+            unsafe fn by_columns(a: Operand<'_>, b: Operand<'_>, to: Target) {
                 let whole = b.cols - b.cols % LANES;
                 for col in (0..whole).step_by(LANES) {
                     // SAFETY: columns inside of `b` and of `c`, the caller's.
-                    unsafe { panel::<R>(a, b, col, Target { c: to.c.add(col), ..to }) };
+                    unsafe { panel(a, b, col, to) };
                 }
                 if whole < b.cols && whole > 0 && to.beta == 0.0 {
                     // Some columns once more, with the same result.
-                    let col = b.cols - LANES;
                     // SAFETY: as above.
-                    return unsafe { panel::<R>(a, b, col, Target { c: to.c.add(col), ..to }) };
+                    return unsafe { panel(a, b, b.cols - LANES, to) };
                 }
                 for col in whole..b.cols {
                     let column = b.data[col * b.col_stride..][..b.rows].as_ptr();
-                    for row in 0..R {
+                    for row in 0..a.rows {
                         // SAFETY: a column of `b`, a row of `a` and an element of `c`, the caller's.
-                        unsafe { element(a.data.as_ptr().add(row * a.row_stride), column, a.cols, to.alpha, to.beta, to.c.add(row * to.stride + col)) };
+                        unsafe {
+                            let c = to.c.add(row * to.stride + col);
+                            element(a.data.as_ptr().add(row * a.row_stride), column, a.cols, to.alpha, to.beta, c);
+                        }
                     }
                 }
             }
 
-            /// The product for `LANES` columns.
-            // SAFETY: as of `product`, with `R` rows; the columns are inside of `b`, and `to` is where they go.
+            /// All rows times `LANES` columns, as many rows at a time as there are registers for: the columns stay in the cache.
+            // SAFETY: as of `product`; the columns are inside of `b`.
+            #[target_feature(enable = $features)]
+            unsafe fn panel(a: Operand<'_>, b: Operand<'_>, col: usize, to: Target) {
+                let tiles = a.rows.div_ceil(TILE);
+                for tile in 0..tiles {
+                    // Rows are dealt out evenly: few rows at the end would be slow.
+                    let rows = tile * a.rows / tiles..(tile + 1) * a.rows / tiles;
+                    let to = Target { c: to.c.wrapping_add(rows.start * to.stride + col), ..to };
+                    let a = a.rows(rows);
+                    // SAFETY: the caller's.
+                    unsafe {
+                        match a.rows {
+                            $($number => tile_of::<$number>(a, b, col, to),)*
+                            rows => unreachable!("a tile has 1 to {TILE} rows, not {rows}"),
+                        }
+                    }
+                }
+            }
+
+            /// `R` rows times `LANES` columns.
+            // SAFETY: as of `product`; the columns are inside of `b`, and `to` is where they go.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn panel<const R: usize>(a: Operand<'_>, b: Operand<'_>, col: usize, to: Target) {
+            unsafe fn tile_of<const R: usize>(a: Operand<'_>, b: Operand<'_>, col: usize, to: Target) {
                 let (alpha, beta) = ($set(to.alpha), $set(to.beta));
                 let columns = b.data.as_ptr().wrapping_add(col * b.col_stride);
                 let next = columns.wrapping_add(LANES * b.col_stride);

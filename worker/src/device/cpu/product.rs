@@ -16,7 +16,7 @@ use std::cell::RefCell;
 
 use super::operand::Operand;
 use super::portable;
-use super::simd::{Isa, Level};
+use super::simd::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::{avx512, few};
 use crate::device::Products;
@@ -52,17 +52,9 @@ pub unsafe fn product(
     a.check();
     b.check();
     #[cfg(target_arch = "x86_64")]
-    if kernel.products != Products::Bf16 && a.col_stride == 1 && b.row_stride == 1 && a.rows > 0 {
-        // SAFETY: as below; rows of `a` and columns of `b` are contiguous.
-        match kernel.isa.level() {
-            Level::Avx512 if a.rows <= few::of_16::ROWS => {
-                return unsafe { few::of_16::product(alpha, a, b, beta, c, c_stride) };
-            }
-            Level::Avx2 if a.rows <= few::of_8::ROWS => {
-                return unsafe { few::of_8::product(alpha, a, b, beta, c, c_stride) };
-            }
-            _ => {}
-        }
+    // SAFETY: as below.
+    if kernel.products != Products::Bf16 && unsafe { few::product(kernel.isa, alpha, a, b, beta, c, c_stride) } {
+        return;
     }
     #[cfg(target_arch = "x86_64")]
     match (kernel.products, kernel.isa.has_avx512(), kernel.isa.has_bf16()) {
