@@ -247,7 +247,7 @@ macro_rules! kind {
 
 kind! {
     /// By AVX-512.
-    of_16, "avx512f,avx512bw,avx512dq,avx512vl", __m512, 16, 14,
+    of_16, "avx512f,avx512bw,avx512dq,avx512vl", __m512, 16, 16,
     _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_mul_ps, _mm512_fmadd_ps,
     _mm512_unpacklo_ps, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpackhi_pd, _mm512_castps_pd, _mm512_castpd_ps,
     // SAFETY: whoever calls has the instructions, and all elements are there.
@@ -262,7 +262,7 @@ kind! {
             }
         })
     },
-    1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
 }
 
 kind! {
