@@ -37,16 +37,18 @@ pub fn culprit(statuses: &[RankStatus]) -> Verdict {
     if waiting.is_empty() {
         return Verdict::Nobody;
     }
-    let reached: Vec<(Rank, BTreeSet<Rank>)> = waiting.iter().map(|r| (*r, reach(statuses, *r))).collect();
-    let roots: BTreeSet<Rank> =
-        reached.iter().flat_map(|(_, to)| to).copied().filter(|r| !waits(statuses, *r)).collect();
-    if roots.is_empty() {
+    let mut waited_for_by = vec![Vec::new(); statuses.len()];
+    for from in &waiting {
+        edges(statuses, *from).for_each(|to| waited_for_by[to.index()].push(*from));
+    }
+    let mut roots =
+        Rank::all(statuses.len()).filter(|r| !waited_for_by[r.index()].is_empty() && !waits(statuses, *r)).peekable();
+    if roots.peek().is_none() {
         return Verdict::Cycle { ranks: waiting };
     }
-    let waiters = |root: Rank| reached.iter().filter(move |(_, to)| to.contains(&root)).map(|(from, _)| *from);
-    let stuck = roots.into_iter().filter(|r| statuses[r.index()].is_stuck);
-    match stuck.max_by_key(|root| (waiters(*root).count(), std::cmp::Reverse(*root))) {
-        Some(rank) => Verdict::Root { rank, waiters: waiters(rank).collect() },
+    let stuck = roots.filter(|r| statuses[r.index()].is_stuck).map(|root| (root, reach(&waited_for_by, root)));
+    match stuck.max_by_key(|(root, waiters)| (waiters.len(), std::cmp::Reverse(*root))) {
+        Some((rank, waiters)) => Verdict::Root { rank, waiters: waiters.into_iter().collect() },
         None => Verdict::Nobody,
     }
 }
@@ -61,12 +63,12 @@ fn edges(statuses: &[RankStatus], rank: Rank) -> impl Iterator<Item = Rank> {
     to.filter(move |to| *to != rank && to.index() < statuses.len())
 }
 
-/// All ranks that `from` waits for, through others too.
-fn reach(statuses: &[RankStatus], from: Rank) -> BTreeSet<Rank> {
+/// All ranks that wait for `root`, through others too; who waits for each is `waited_for_by`.
+fn reach(waited_for_by: &[Vec<Rank>], root: Rank) -> BTreeSet<Rank> {
     let mut reached = BTreeSet::new();
-    let mut open = vec![from];
+    let mut open = vec![root];
     while let Some(rank) = open.pop() {
-        open.extend(edges(statuses, rank).filter(|to| reached.insert(*to)));
+        open.extend(waited_for_by[rank.index()].iter().filter(|from| reached.insert(**from)));
     }
     reached
 }
@@ -116,6 +118,17 @@ mod tests {
     #[test]
     fn a_cycle_has_no_culprit() {
         check(&[&[1], &[2], &[0]], &[], Verdict::Cycle { ranks: ranks(&[0, 1, 2]) });
+    }
+
+    #[test]
+    fn a_chain_through_all_of_a_large_job_is_followed_once() {
+        // From each rank by itself these are five billion steps.
+        const NUM: usize = 100_000;
+        let next = |rank: usize| if rank + 1 < NUM { vec![Rank::new(rank + 1)] } else { Vec::new() };
+        let statuses: Vec<RankStatus> =
+            (0..NUM).map(|rank| RankStatus { waits_for: next(rank), is_stuck: true }).collect();
+        let waiters = Rank::all(NUM - 1).collect();
+        assert_eq!(culprit(&statuses), Verdict::Root { rank: Rank::new(NUM - 1), waiters });
     }
 
     #[test]

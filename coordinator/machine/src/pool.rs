@@ -2,6 +2,7 @@
 //!
 //! A worker has one stream; a newer one replaces it. A worker that is not here is not connected, whatever the places say.
 
+use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -104,6 +105,8 @@ pub struct Pool {
     /// Those of them without a place: few where most of ten thousands train.
     unplaced: BTreeSet<WorkerId>,
     streams: BTreeMap<StreamId, WorkerId>,
+    /// How many of the workers only their own machine can dial.
+    num_loopbacks: usize,
     crashes: CrashLog,
     /// The job that spares are asked to be ready for.
     pub asks_for: Option<JobId>,
@@ -162,6 +165,7 @@ impl Pool {
         if worker.place.is_none() {
             self.unplaced.insert(id.clone());
         }
+        self.num_loopbacks += usize::from(is_loopback(&worker.register.data_address));
         let before = self.workers.insert(id, worker);
         assert!(before.is_none(), "a worker's older stream is removed before the newer one comes in");
     }
@@ -169,6 +173,7 @@ impl Pool {
     pub fn remove(&mut self, stream: StreamId) -> Option<Worker> {
         let worker = self.workers.remove(&self.streams.remove(&stream)?)?;
         self.unplaced.remove(&worker.id());
+        self.num_loopbacks -= usize::from(is_loopback(&worker.register.data_address));
         self.deadlines.clear(&probe(&worker.register.worker_id));
         if self.workers.is_empty() {
             self.look_at = None;
@@ -446,17 +451,31 @@ impl Pool {
         self.workers.get_mut(spare)?.proof.as_mut()
     }
 
-    /// The index of those without a place says what the workers say.
+    /// Only their own machine can dial some of the workers.
+    pub fn has_loopbacks(&self) -> bool {
+        self.num_loopbacks > 0
+    }
+
+    /// The index of those without a place says what the workers say, and so does the number of loopbacks.
     #[cfg(test)]
     pub fn check(&self) {
         let without: BTreeSet<WorkerId> = self.iter().filter(|w| w.place.is_none()).map(Worker::id).collect();
         assert_eq!(self.unplaced, without, "workers without a place");
+        let num_loopbacks = self.iter().filter(|w| is_loopback(&w.register.data_address)).count();
+        assert_eq!(self.num_loopbacks, num_loopbacks);
     }
 
     /// Where all connected workers are.
     pub fn candidates(&self) -> BTreeMap<WorkerId, Candidate> {
         self.workers.iter().map(|(id, w)| (id.clone(), w.candidate())).collect()
     }
+}
+
+/// Only the machine itself can dial this address.
+pub(crate) fn is_loopback(address: &str) -> bool {
+    let name = address.rsplit_once(':').map_or(address, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn probe(spare: &str) -> Deadline {

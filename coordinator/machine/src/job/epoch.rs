@@ -54,6 +54,9 @@ impl Job {
         }
         self.begin_drain(cx);
         let num_empty = self.core.record.places.num_empty();
+        if num_empty == 0 && self.core.epoch.why_again().is_none() {
+            return;
+        }
         let next = recovery::decide(&Situation {
             shape: &self.core.record.shape,
             places: &self.core.record.places,

@@ -3,7 +3,6 @@
 //! A worker that reaches its coordinator over the loopback listens there. That is right where all are on one machine. Where others are
 //! not, they would dial themselves: it is found before anybody is given a place, and named with the flag that mends it.
 
-use core::net::IpAddr;
 use std::collections::BTreeMap;
 
 use toroid_torus::ids::WorkerId;
@@ -11,7 +10,7 @@ use toroid_torus::ids::WorkerId;
 use super::Job;
 use crate::context::Context;
 use crate::fitness::Until;
-use crate::pool::Worker;
+use crate::pool::{Worker, is_loopback};
 
 /// Where a worker is, and where it is dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +24,7 @@ struct Site<'a> {
 
 impl<'a> Site<'a> {
     fn new(worker: &'a str, host: &'a str, address: &'a str) -> Site<'a> {
-        let name = address.rsplit_once(':').map_or(address, |(name, _)| name);
-        let name = name.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        Site { worker, host, address, is_loopback }
+        Site { worker, host, address, is_loopback: is_loopback(address) }
     }
 
     fn of(worker: &'a Worker) -> Site<'a> {
@@ -47,8 +43,14 @@ impl<'a> Site<'a> {
 impl Job {
     /// Marks spares unfit that the other workers could not dial, or that could not dial them.
     pub fn mark_hidden(&mut self, cx: &mut Context<'_>) {
+        if !cx.pool.has_loopbacks() {
+            return;
+        }
         let is_fit = |w: &&Worker| !self.fitness.is_unfit(&w.register.worker_id);
         let spares: Vec<Site<'_>> = cx.pool.spares().filter(is_fit).map(Site::of).collect();
+        if spares.is_empty() {
+            return;
+        }
         let placed = self.core.record.places.iter().flatten().filter_map(|w| cx.pool.get(w)).map(Site::of).collect();
         let found = hidden(&spares, placed, self.core.record.shape.world());
         for (worker, reason) in found {

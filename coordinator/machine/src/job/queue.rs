@@ -143,8 +143,10 @@ impl Job {
     /// Nobody is to have its workers any more, and it does not halt yet: it goes on.
     pub fn need_not_yield(&mut self, cx: &mut Context<'_>, is_wanted: impl Fn(&WorkerId) -> bool) {
         let record = &self.core.record;
-        let is_asked = record.is_held || record.places.iter().flatten().any(is_wanted);
-        if record.yields.is_none() || is_asked || record.halt.is_some() {
+        if record.yields.is_none() || record.halt.is_some() || record.is_held {
+            return;
+        }
+        if record.places.iter().flatten().any(is_wanted) {
             return;
         }
         self.core.record.edit(cx.out).yields = None;

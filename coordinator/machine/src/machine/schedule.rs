@@ -12,6 +12,7 @@ use toroid_torus::ids::{JobId, WorkerId};
 
 use super::Machine;
 use crate::clock::Now;
+use crate::job::Job;
 use crate::pool::Worker;
 use crate::scheduler::{self, Action, Decision, Plan, Situation};
 
@@ -68,6 +69,16 @@ impl Machine {
 
     fn plan(&mut self, at_least: Option<i32>, now: Now) -> Plan {
         let (jobs, cx) = self.split(now);
+        // What only a user can end is no wait for workers.
+        let waits = |job: &&Job| {
+            let record = job.record();
+            !record.state.is_ended() && !record.state.is_placed() && record.hold.is_none() && !job.awaits_later()
+        };
+        let lacks = |job: &Job| job.record().state.is_placed() && job.record().places.num_empty() > 0;
+        if !jobs.values().any(|job| waits(&job) || lacks(job)) {
+            // The usual case, with a decision for each word of ten thousands of workers: nobody is looked at.
+            return Plan::default();
+        }
         let free: BTreeSet<WorkerId> = cx
             .pool
             .spares()
@@ -75,10 +86,7 @@ impl Machine {
             .map(Worker::id)
             .collect();
         let retained: BTreeSet<WorkerId> = cx.pool.retained.keys().cloned().collect();
-        // What only a user can end is no wait for workers.
-        let queued = jobs.values().filter(|job| !job.record().state.is_ended() && !job.record().state.is_placed());
-        let queued = queued.filter(|job| job.record().hold.is_none() && !job.awaits_later());
-        let queued: Vec<_> = queued.map(|job| job.as_queued(&cx)).collect();
+        let queued: Vec<_> = jobs.values().filter(waits).map(|job| job.as_queued(&cx)).collect();
         let placed: Vec<_> =
             jobs.values().filter(|job| job.record().state.is_placed()).map(|job| job.as_placed()).collect();
         let suited = |id: &JobId| jobs.get(id).map_or_else(BTreeSet::new, |job| job.suited(cx.pool));

@@ -52,18 +52,22 @@ impl Machine {
         let (jobs, cx) = self.split(now);
         let Some(job) = first_of(jobs.values()) else { return };
         let (record, shape) = (job.record(), &job.record().spec.shape);
+        let is_asked = |w: &Worker| w.proof.as_ref().is_some_and(|p| p.job == record.id && p.shape == *shape);
+        let is_due = |w: &Worker| {
+            !is_asked(w) && !job.fitness().is_unfit(&w.register.worker_id) && w.has_labels(&record.spec.workers.labels)
+        };
+        let due = cx.pool.spares().enumerate().filter(|(_, w)| is_due(w));
+        let due: Vec<(usize, WorkerId, StreamId)> = due.map(|(n, w)| (n, w.id(), w.stream)).collect();
+        if due.is_empty() {
+            return;
+        }
         let mut seen = BTreeSet::new();
         let coordinate = |rank: usize| (shape.place(rank).tp, shape.place(rank).pp);
-        let ranks: Vec<usize> = (0..shape.world()).filter(|rank| seen.insert(coordinate(*rank))).collect();
-        let spares: Vec<WorkerId> = cx.pool.spares().map(Worker::id).collect();
+        let ranks = (0..shape.world()).filter(|rank| seen.insert(coordinate(*rank)));
+        let ranks: Vec<usize> = ranks.take(shape.tp() * shape.pp()).collect();
         let mut num_asked = 0;
-        for (worker, rank) in spares.iter().zip(ranks.into_iter().cycle()) {
-            let is_asked = |w: &&Worker| w.proof.as_ref().is_some_and(|p| p.job == record.id && p.shape == *shape);
-            let has_labels = cx.pool.get(worker).is_some_and(|w| w.has_labels(&record.spec.workers.labels));
-            if job.fitness().is_unfit(worker) || !has_labels {
-                continue;
-            }
-            let Some(stream) = cx.pool.get(worker).filter(|w| !is_asked(w)).map(|w| w.stream) else { continue };
+        for (n, worker, stream) in &due {
+            let (rank, stream) = (ranks[n % ranks.len()], *stream);
             let number = number + num_asked;
             num_asked += 1;
             let proof = Proof {
