@@ -26,11 +26,12 @@
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 # make bench-data   the data pipeline beside datatrove, text-dedup, rensa, datasketch and presidio; installs them in .venv-bench-data and -text-dedup
 # make bench-fleet   one coordinator with 256, 2,048 and 8,192 workers whose trainers are played: what it costs, and how soon deaths are decided
+# make bench-lighthouse   a coordinator of 256 and 1,000 workers beside torchft's lighthouse; installs torchft in .venv-bench
 # make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
 # make bench-storage   a checkpoint of 1 GB goes to an S3-compatible store on this machine, beside the same with its own client; installs boto3 in .venv
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo demo-data demo-chat test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-generate bench-elastic bench-fleet bench-dashboard bench-storage bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data demo-chat test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-generate bench-elastic bench-fleet bench-lighthouse bench-dashboard bench-storage bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -171,6 +172,11 @@ bench-fleet:
 	target/release/toroid bench fleet --workers 2048 --dashboards 10 --restart
 	target/release/toroid bench fleet --workers 2048 --heartbeat-hz 10 --kills 0 --kill-hosts 0 --kill-racks 0
 	target/release/toroid bench fleet --workers 8192 --streams-per-connection 64 --dashboards 10 --restart
+
+bench-lighthouse:
+	scripts/bench_venv.sh
+	cargo build --release --bin toroid
+	.venv-bench/bin/python bench/lighthouse.py --toroid target/release/toroid
 
 bench-dashboard:
 	scripts/setup.sh

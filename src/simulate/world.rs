@@ -353,23 +353,28 @@ impl World {
 
     /// Everybody who lives says that it is there.
     fn hear_all(&mut self) {
+        let hung = self.hung();
         for worker in 0..self.workers.len() {
             if self.workers[worker].health != Health::Down {
-                self.hear(worker);
+                self.hear(worker, hung);
             }
         }
     }
 
-    fn hear(&mut self, worker: usize) {
-        let body = FromWorker::Heartbeat(self.heartbeat(worker));
+    /// The first rank that hangs.
+    fn hung(&self) -> Option<usize> {
+        let hangs = |w: &usize| self.workers.get(*w).is_some_and(|worker| worker.health == Health::Hangs);
+        self.epoch.members.iter().position(hangs)
+    }
+
+    fn hear(&mut self, worker: usize, hung: Option<usize>) {
+        let body = FromWorker::Heartbeat(self.heartbeat(worker, hung));
         self.says(worker, body);
     }
 
-    fn heartbeat(&self, worker: usize) -> proto::Heartbeat {
+    fn heartbeat(&self, worker: usize, hung: Option<usize>) -> proto::Heartbeat {
         let Some(Place { epoch, rank }) = self.workers[worker].place else { return proto::Heartbeat::default() };
-        let hangs = |w: &usize| self.workers[*w].health == Health::Hangs;
         // Whoever hangs was in the middle of a step, and the others wait for it.
-        let hung = self.epoch.members.iter().position(hangs);
         let (operation, waits_for, progress) = match hung {
             Some(at) if at == rank => ("forward", Vec::new(), 0),
             Some(at) if self.epoch.is_started => ("reduce-scatter", vec![at as u32], 0),

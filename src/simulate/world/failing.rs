@@ -58,7 +58,8 @@ impl World {
         if kind.is_silent() || kind == Kind::Hang {
             self.hear_all();
         } else {
-            hit.iter().for_each(|worker| self.hear(*worker));
+            let hung = self.hung();
+            hit.iter().for_each(|worker| self.hear(*worker, hung));
         }
         let health = if kind == Kind::Hang { Health::Hangs } else { Health::Down };
         for worker in &hit {
@@ -141,10 +142,11 @@ impl World {
             let stage = self.epoch.shape.place(rank_of(&worker)).pp;
             let is_peer = |w: &&usize| self.epoch.shape.place(rank_of(w)).pp == stage;
             let peers: Vec<usize> = self.epoch.members.iter().filter(is_peer).copied().collect();
+            let hung = self.hung();
             for peer in peers {
                 let computed = self.computed(peer);
                 let (compute_steps, compute_s) = (self.committed, computed.as_secs_f64());
-                let heartbeat = proto::Heartbeat { compute_steps, compute_s, ..self.heartbeat(peer) };
+                let heartbeat = proto::Heartbeat { compute_steps, compute_s, ..self.heartbeat(peer, hung) };
                 self.says(peer, FromWorker::Heartbeat(heartbeat));
             }
         }
