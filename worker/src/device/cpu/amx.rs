@@ -120,6 +120,7 @@ macro_rules! writing {
 // The compiler puts nothing into tile registers: no function is compiled for AMX. So what an instruction leaves there is there for the
 // next one, and `asm!` that is not `pure` stays in its order.
 impl Tiles for Registers {
+    // SAFETY: whoever calls has the tiles, as the trait says.
     #[inline]
     unsafe fn configured() -> Registers {
         // SAFETY: the caller's; the configuration is as the instruction wants it.
@@ -133,6 +134,7 @@ impl Tiles for Registers {
         unsafe { writing!(T, "tilezero tmm{tile}", ()) }
     }
 
+    // SAFETY: whoever calls has the memory, as the trait says.
     #[inline(always)]
     unsafe fn load<const T: usize>(&mut self, from: *const u32, stride: usize) {
         // SAFETY: the tile is configured; the memory is the caller's.
@@ -147,6 +149,7 @@ impl Tiles for Registers {
         unsafe { writing!(C, "tdpbf16ps tmm{tile}, tmm{a}, tmm{b}", (a = const A, b = const B,)) }
     }
 
+    // SAFETY: whoever calls has the memory, as the trait says.
     #[inline(always)]
     unsafe fn store<const T: usize>(&mut self, to: *mut f32, stride: usize) {
         // SAFETY: the tile is configured; the memory is the caller's.

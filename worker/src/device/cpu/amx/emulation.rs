@@ -91,6 +91,7 @@ impl Emulated {
 }
 
 impl Tiles for Emulated {
+    // SAFETY: asks nothing of whoever calls.
     unsafe fn configured() -> Emulated {
         Emulated::zeros()
     }
@@ -100,6 +101,7 @@ impl Tiles for Emulated {
         self.zero_tile(T);
     }
 
+    // SAFETY: whoever calls has the memory, as the trait says.
     #[inline(always)]
     unsafe fn load<const T: usize>(&mut self, from: *const u32, stride: usize) {
         // SAFETY: the caller's.
@@ -111,6 +113,7 @@ impl Tiles for Emulated {
         self.multiply_tiles(C, A, B);
     }
 
+    // SAFETY: whoever calls has the memory, as the trait says.
     #[inline(always)]
     unsafe fn store<const T: usize>(&mut self, to: *mut f32, stride: usize) {
         // SAFETY: the caller's.
