@@ -248,21 +248,27 @@ unsafe fn zero_past_the_end(num: usize, cols: usize, packed_b: *mut u32) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn pack_by_depth(a: Operand<'_>, bounds: &[usize], first: usize, num: usize, to: *mut u32) {
     let data = a.data.as_ptr();
+    let num_tiles = bounds.len() - 1;
+    // A depth's rows are read in one run over all tiles: sixteen of a tile alone would be as many streams as depths.
+    let mut units = [[_mm512_setzero_si512(); SIDE]; STRIP];
     for unit in (0..num.div_ceil(2)).step_by(SIDE) {
-        for (i, rows) in bounds.windows(2).enumerate() {
-            let mut units = [_mm512_setzero_si512(); SIDE];
-            for (u, units) in units.iter_mut().enumerate() {
-                let at = 2 * (unit + u);
-                if at < num {
+        for u in 0..SIDE {
+            let at = 2 * (unit + u);
+            for (i, rows) in bounds.windows(2).enumerate() {
+                units[i][u] = if at < num {
                     // SAFETY: the caller's.
                     unsafe {
                         let from = data.add((first + at) * a.col_stride + rows[0]);
                         let second = if at + 1 < num { from.wrapping_add(a.col_stride) } else { std::ptr::null() };
-                        *units = of_bf16::load_pair(from, second, rows[1] - rows[0]);
+                        of_bf16::load_pair(from, second, rows[1] - rows[0])
                     }
-                }
+                } else {
+                    _mm512_setzero_si512()
+                };
             }
-            for (row, x) in transposed_square(units).into_iter().enumerate() {
+        }
+        for (i, units) in units.iter().enumerate().take(num_tiles) {
+            for (row, x) in transposed_square(*units).into_iter().enumerate() {
                 // SAFETY: a packed tile has 16 rows.
                 unsafe { _mm512_store_si512(to.add(i * TILE + row * ROW_STRIDE + unit).cast(), x) };
             }
@@ -274,18 +280,23 @@ unsafe fn pack_by_depth(a: Operand<'_>, bounds: &[usize], first: usize, num: usi
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transposed_square(x: [__m512i; SIDE]) -> [__m512i; SIDE] {
+    // Loops, and no closures: those would be called, with vectors in memory.
     // Quarter `q` of vector `i` of `quads[g]` has element `4 q + i` of rows `4 g` to `4 g + 3`.
-    let quads: [[__m512i; 4]; 4] =
-        std::array::from_fn(|g| transposed([x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3]]));
+    let mut quads = [[_mm512_setzero_si512(); 4]; 4];
+    for g in 0..4 {
+        quads[g] = transposed([x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3]]);
+    }
+    const EVEN: i32 = 0b10_00_10_00;
+    const ODD: i32 = 0b11_01_11_01;
     let mut out = [_mm512_setzero_si512(); SIDE];
     for i in 0..4 {
-        // Even quarters of two, and odd ones.
-        let even = [0, 2].map(|g| _mm512_shuffle_i32x4::<0b10_00_10_00>(quads[g][i], quads[g + 1][i]));
-        let odd = [0, 2].map(|g| _mm512_shuffle_i32x4::<0b11_01_11_01>(quads[g][i], quads[g + 1][i]));
-        out[i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(even[0], even[1]);
-        out[4 + i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(odd[0], odd[1]);
-        out[8 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(even[0], even[1]);
-        out[12 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(odd[0], odd[1]);
+        let [a, b, c, d] = [quads[0][i], quads[1][i], quads[2][i], quads[3][i]];
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<ODD>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<EVEN>(c, d), _mm512_shuffle_i32x4::<ODD>(c, d));
+        out[i] = _mm512_shuffle_i32x4::<EVEN>(ab_even, cd_even);
+        out[4 + i] = _mm512_shuffle_i32x4::<EVEN>(ab_odd, cd_odd);
+        out[8 + i] = _mm512_shuffle_i32x4::<ODD>(ab_even, cd_even);
+        out[12 + i] = _mm512_shuffle_i32x4::<ODD>(ab_odd, cd_odd);
     }
     out
 }
