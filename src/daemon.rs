@@ -27,8 +27,8 @@ use toroid_telemetry::{Context, Place};
 use toroid_torus::labels::{self, LabelError, Labels};
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::comm::nccl::Collectives;
-use toroid_worker::device::Choice;
 use toroid_worker::device::cuda::Graphs;
+use toroid_worker::device::{Bf16Choice, Choice};
 use toroid_worker::log::Log;
 
 use crate::access::{CredentialArgs, LocalRole};
@@ -216,6 +216,10 @@ pub struct WorkerArgs {
     /// With --restart: a worker for each of these devices, with ports from that of --listen on
     #[arg(long, value_name = "DEVICE[,...]", value_delimiter = ',', requires = "restart", conflicts_with_all = ["device", "id", "advertise"])]
     devices: Vec<Choice>,
+    /// Products of bf16 on the CPU: auto (what is fastest on this kind of processor, measured once), amx, avx512, or f32 after the operands are
+    /// rounded. Each has bits of its own
+    #[arg(long, env = "TOROID_BF16", default_value_t, value_name = "WAY")]
+    bf16: Bf16Choice,
     /// CUDA graphs: on, or off to launch a GPU's operations one by one; the results are the same
     #[arg(long, env = "TOROID_CUDA_GRAPHS", default_value_t, value_name = "on|off")]
     cuda_graphs: Graphs,
@@ -226,7 +230,7 @@ pub struct WorkerArgs {
     /// Compute threads of the CPU; default: one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Folder for token files and compiled kernels; default: toroid in the user's cache folder
+    /// Folder for token files, compiled kernels and what was measured; default: toroid in the user's cache folder
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
     /// Folder for what the first 32 steps' time goes to; `toroid trace` shows it
@@ -431,6 +435,7 @@ pub async fn worker(args: WorkerArgs, log: Arc<Log>) -> Result<ExitCode> {
         advertise,
         links: if args.links_plain { LinkChoice::Plain } else { args.links },
         device: args.device,
+        bf16: args.bf16,
         graphs: args.cuda_graphs,
         collectives: args.collectives,
         threads: args.threads.map_or_else(num_cores, usize::from),

@@ -9,12 +9,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use tokio::runtime::Runtime;
-use toroid_worker::device::CpuDevice;
+use toroid_worker::device::{Bf16Choice, CpuDevice};
 use toroid_worker::generate::{Finish, Request, Sampling, generate};
 use toroid_worker::model::Decoder;
 
 use crate::companion;
-use crate::daemon::num_cores;
+use crate::daemon::{default_cache, num_cores};
 use crate::files::read_text;
 use crate::model_source::{ModelArgs, ModelSource, TokensOf};
 use crate::output::{self, FormatArgs};
@@ -55,9 +55,8 @@ pub struct Args {
     /// Texts
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub samples: u16,
-    /// Compute threads; default: one a core
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub threads: Option<u16>,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// The tokenizer.json of a checkpoint whose tokens are not bytes
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
@@ -78,9 +77,23 @@ pub fn share(text: &str) -> Result<f64, String> {
     number(text, |p| (0.0..=1.0).contains(&p), "0 to 1")
 }
 
-/// What generates, with so many threads; without a number one a core.
-pub fn device(threads: Option<u16>) -> CpuDevice {
-    CpuDevice::new(threads.map_or_else(num_cores, usize::from))
+/// How this machine's CPU computes.
+#[derive(Debug, clap::Args)]
+pub struct ComputeArgs {
+    /// Compute threads; default: one a core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Products of bf16: auto (what is fastest on this kind of processor, measured once), amx, avx512, or f32 after the operands are rounded; as
+    /// those of workers
+    #[arg(long, env = "TOROID_BF16", default_value_t, value_name = "WAY")]
+    bf16: Bf16Choice,
+}
+
+impl ComputeArgs {
+    pub fn device(&self) -> Result<CpuDevice> {
+        let threads = self.threads.map_or_else(num_cores, usize::from);
+        CpuDevice::open(threads, self.bf16, &default_cache()).context("compute on the CPU")
+    }
 }
 
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
@@ -90,7 +103,7 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
         return companion::SERVE.run(std::env::args_os().skip(1));
     }
     let prompt = args.prompt()?;
-    let device = args.device();
+    let device = args.device()?;
     let samples = usize::from(args.samples);
     let mut decoder = Decoder::new(device, &source.model, source.products, &source.params()?, samples);
     let prompt_tokens = tokens_of(&prompt);
@@ -148,8 +161,8 @@ impl Args {
         Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p }
     }
 
-    pub fn device(&self) -> CpuDevice {
-        device(self.threads)
+    pub fn device(&self) -> Result<CpuDevice> {
+        self.compute.device()
     }
 
     pub fn prompt(&self) -> Result<String> {

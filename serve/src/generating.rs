@@ -15,7 +15,7 @@ use crate::engine::{Engine, Event, Refused, Room, Task};
 use crate::model::Model;
 
 pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
-    let (prompt, device, samples) = (args.prompt()?, args.device(), usize::from(args.samples));
+    let (prompt, device, samples) = (args.prompt()?, args.device()?, usize::from(args.samples));
     let model = Model::of(ModelSource::open(runtime, args.model())?, args.tokenizer.as_deref(), None)?;
     let prompt = model.tokens.encode(&prompt, true)?;
     let context = model.config().seq;

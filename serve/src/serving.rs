@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use toroid::files::read_text;
-use toroid::{generate, output};
+use toroid::generate::ComputeArgs;
+use toroid::output;
 use toroid_torus::units;
 
 use crate::engine::{Engine, Room};
@@ -59,9 +60,8 @@ pub struct Args {
     /// Seconds for what is on its way after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86400))]
     drain_s: u64,
-    /// Compute threads; default: one a core
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
@@ -83,7 +83,7 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     );
     let name = args.name.clone().unwrap_or_else(|| name_of(&args.model.model.from));
     let room = Room { places: args.places.into(), waiting: args.waiting as usize, context };
-    let device = generate::device(args.threads);
+    let device = args.compute.device()?;
     let engine = Engine::start(model, device, room)?;
     let address = listener.local_addr().context("find the port")?;
     output::line(format_args!("{name} ({}) at http://{address}/v1", engine.model.source.what))?;

@@ -23,10 +23,11 @@ use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::model::{ModelConfig, TOP_K};
 use toroid_torus::owner::{Owner, OwnerId};
 use toroid_worker::comm::{Fence, LinkChoice, Listener};
-use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
+use toroid_worker::device::{Bf16, Bf16Choice, Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 use toroid_worker::trainer::{self, Emit, Environment, Order, Shared};
 
 use super::median;
+use crate::daemon::default_cache;
 use crate::format::table;
 use crate::local::job::{self, JobArgs};
 use crate::local::positive;
@@ -49,6 +50,10 @@ pub struct Args {
     /// Rounding of the operands of products
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16", value_name = "KIND,...", value_parser = products)]
     products: Vec<Products>,
+    /// How products of bf16 are computed: auto (what is fastest on this kind of processor, measured once), amx, avx512, or f32 after the operands
+    /// are rounded
+    #[arg(long, env = "TOROID_BF16", default_value_t, value_name = "WAY")]
+    bf16: Bf16Choice,
     /// Steps that count, after two that do not
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = positive)]
     steps: usize,
@@ -81,6 +86,8 @@ struct Figures {
     preset: String,
     threads: usize,
     products: Products,
+    /// By what they are computed: for bf16 `amx`, `avx512` or `f32`, which is after rounding.
+    way: String,
     num_params: u64,
     tokens_per_step: u64,
     num_steps: usize,
@@ -109,7 +116,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut all = Vec::new();
     for preset in &args.preset {
         for (&products, &threads) in args.products.iter().flat_map(|p| args.threads.iter().map(move |t| (p, t))) {
-            let one = Combination { preset, threads, products, steps: args.steps, data: args.data.as_deref() };
+            let one = Combination {
+                preset,
+                threads,
+                products,
+                bf16: args.bf16,
+                steps: args.steps,
+                data: args.data.as_deref(),
+            };
             let is_only = args.preset.len() * args.threads.len() * args.products.len() == 1;
             all.push(if is_only { one.measure()? } else { one.in_a_process()? });
         }
@@ -122,6 +136,7 @@ struct Combination<'a> {
     preset: &'a str,
     threads: usize,
     products: Products,
+    bf16: Bf16Choice,
     steps: usize,
     data: Option<&'a Path>,
 }
@@ -133,6 +148,7 @@ impl Combination<'_> {
         let mut command = process::Command::new(program);
         command.args(["bench", "step", "-o", "json", "--preset", self.preset, "--products", name(self.products)]);
         command.args(["--threads", &self.threads.to_string(), "--steps", &self.steps.to_string()]);
+        command.args(["--bf16", &self.bf16.to_string()]);
         if let Some(data) = self.data {
             command.arg("--data").arg(data);
         }
@@ -147,7 +163,11 @@ impl Combination<'_> {
 
     fn measure(&self) -> Result<Figures> {
         let spec = self.spec()?;
-        let device = CpuDevice::new(self.threads);
+        let device = CpuDevice::open(self.threads, self.bf16, &default_cache()).context("compute on the CPU")?;
+        let way = match self.products {
+            Products::Bf16 => device.bf16(),
+            Products::F32 | Products::Tf32 => Bf16::F32,
+        };
         let steps = train(&device, &spec)?;
         let peak_memory_bytes = peak_memory()?;
         let [peak_gflops, peak_gflops_per_cpu] = machine_peak(&device, self.products);
@@ -160,6 +180,7 @@ impl Combination<'_> {
             preset: self.preset.into(),
             threads: self.threads,
             products: self.products,
+            way: way.to_string(),
             num_params: spec.model.num_params(),
             tokens_per_step,
             num_steps: counted.len(),
@@ -348,6 +369,7 @@ fn text(all: &[Figures]) -> String {
     let header = [
         "PRESET",
         "PRODUCTS",
+        "BY",
         "THREADS",
         "STEP MS",
         "TOKENS/S",
@@ -362,6 +384,7 @@ fn text(all: &[Figures]) -> String {
         vec![
             f.preset.clone(),
             name(f.products).into(),
+            f.way.clone(),
             f.threads.to_string(),
             format!("{:.0}", f.step_s * 1e3),
             format!("{:.0}", f.tokens_per_s),
@@ -384,6 +407,7 @@ mod tests {
             preset: "tiny".into(),
             threads: 2,
             products: Products::Bf16,
+            way: "avx512".into(),
             num_params: 2_102_400,
             tokens_per_step: 4096,
             num_steps: 5,
@@ -405,8 +429,8 @@ mod tests {
     fn a_combination_is_a_row() {
         assert_eq!(
             text(&[figures()]),
-            "PRESET  PRODUCTS  THREADS  STEP MS  TOKENS/S  TOKENS/CPU-S  GFLOP/S  PEAK  SHARE  MEMORY MB\n\
-             tiny    bf16      2        100      40960     25600         120      300   50%    300\n"
+            "PRESET  PRODUCTS  BY      THREADS  STEP MS  TOKENS/S  TOKENS/CPU-S  GFLOP/S  PEAK  SHARE  MEMORY MB\n\
+             tiny    bf16      avx512  2        100      40960     25600         120      300   50%    300\n"
         );
     }
 
@@ -433,7 +457,14 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("text.txt");
         std::fs::write(&file, "torus and ring, ring and torus. ".repeat(4000))?;
-        let one = Combination { preset: "tiny", threads: 2, products: Products::F32, steps: 1, data: Some(&file) };
+        let one = Combination {
+            preset: "tiny",
+            threads: 2,
+            products: Products::F32,
+            bf16: Bf16Choice::Auto,
+            steps: 1,
+            data: Some(&file),
+        };
         let mut spec = one.spec()?;
         spec.batch.num_micro_batches = 1;
         let steps = train(&CpuDevice::new(2), &spec)?;

@@ -1,7 +1,7 @@
 //! GPUs and the libraries that a worker uses of NVIDIA's: whether they are there, and whether a worker could open the first GPU.
 
-use toroid_worker::device::Choice;
 use toroid_worker::device::cuda::{CudaError, Graphs, compile, count, nccl};
+use toroid_worker::device::{Bf16Choice, Choice, Options};
 
 use super::check::Check;
 use crate::daemon::default_cache;
@@ -58,7 +58,9 @@ fn of_nccl(num_gpus: usize) -> Check {
 
 /// A worker opens it in the same way: driver, NVRTC, cuBLASLt, a context, the kernels.
 fn opened(num: usize) -> Check {
-    match Choice::Cuda(0).open(1, &default_cache(), Graphs::On) {
+    let cache = default_cache();
+    let options = Options { threads: 1, bf16: Bf16Choice::Auto, graphs: Graphs::On, cache: &cache };
+    match Choice::Cuda(0).open(options) {
         Ok(_) => {
             Check::ok("GPU", format!("{num}; the first can be opened, its kernels are compiled, cuBLASLt is there"))
         }

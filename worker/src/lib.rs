@@ -48,7 +48,7 @@ use comm::{CommError, LinkChoice, Listener, check_advertised};
 use control::{Control, ControlError, Inbox, JobFence, Told, Trained};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
-use device::{CachedAttention, Choice};
+use device::{Bf16Choice, CachedAttention, Choice, Options};
 use log::Log;
 use spans::Spans;
 use trace::Trace;
@@ -85,6 +85,8 @@ pub struct Config {
     /// Kinds of link that it makes and takes.
     pub links: LinkChoice,
     pub device: Choice,
+    /// By what products of bf16 are computed, where the device is the CPU.
+    pub bf16: Bf16Choice,
     /// Whether a GPU's calls that repeat are made as one.
     pub graphs: Graphs,
     /// How sums travel between GPUs.
@@ -143,7 +145,8 @@ impl From<CommError> for WorkerError {
 /// Runs a worker until the coordinator refuses it, or it is asked to end. `asked` counts how often that was: the first time its place
 /// is moved first, if that can be done within the coordinator's grace; the second time it ends at once.
 pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), WorkerError> {
-    let (selected, why_no_gpu) = config.device.open(config.threads, &config.cache_dir, config.graphs)?;
+    let (threads, bf16, graphs) = (config.threads, config.bf16, config.graphs);
+    let (selected, why_no_gpu) = config.device.open(Options { threads, bf16, graphs, cache: &config.cache_dir })?;
     if let Some(why) = why_no_gpu {
         tracing::info!("computing on the CPU: {why}");
     }
@@ -151,7 +154,10 @@ pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), Work
         Selected::Cpu(_) if config.collectives == Collectives::Nccl => {
             Err(WorkerError::Collectives("this worker computes on the CPU"))
         }
-        Selected::Cpu(device) => run_on(device, "cpu".into(), config, asked).await,
+        Selected::Cpu(device) => {
+            tracing::info!("products of bf16 go by {}", device.bf16());
+            run_on(device, "cpu".into(), config, asked).await
+        }
         Selected::Cuda(device) => {
             let name = device.runtime().name().to_string();
             let (free, total) = device.runtime().memory();

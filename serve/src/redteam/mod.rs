@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use toroid::files::read_text;
+use toroid::generate::ComputeArgs;
 use toroid::output;
 use toroid_chat::Time;
 use toroid_worker::device::Device as _;
@@ -89,9 +90,8 @@ pub struct Args {
     /// Texts that are written side by side
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     places: u16,
-    /// Compute threads; default: one a core
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
@@ -158,7 +158,7 @@ impl Args {
 
     fn ask(&self, runtime: &Runtime, probes: &Probes) -> Result<Report> {
         let model = Model::open(runtime, &self.model)?;
-        let (context, device) = (model.config().seq, toroid::generate::device(self.threads));
+        let (context, device) = (model.config().seq, self.compute.device()?);
         let fingerprint = device.fingerprint(model.source.products);
         let samples = u64::from(self.samples);
         let mut questions = Vec::new();

@@ -4,8 +4,9 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use super::cpu::Bf16Error;
 use super::cuda::{CudaError, Graphs};
-use super::{CpuDevice, CudaDevice};
+use super::{Bf16Choice, CpuDevice, CudaDevice};
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,32 +53,49 @@ pub enum Selected {
     Cuda(CudaDevice),
 }
 
+/// How it computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// Of the CPU; at least one is taken.
+    pub threads: usize,
+    /// Products of bf16 on the CPU.
+    pub bf16: Bf16Choice,
+    pub graphs: Graphs,
+    /// Folder for compiled kernels and what was measured.
+    pub cache: &'a Path,
+}
+
 /// What was asked for is not to be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot compute on {choice}: {error}")]
+#[error("cannot compute on {choice}: {why}")]
 pub struct DeviceError {
     choice: Choice,
-    error: CudaError,
+    why: Why,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    #[error(transparent)]
+    Bf16(#[from] Bf16Error),
 }
 
 impl Choice {
-    /// Opens the device, with so many threads if it is the CPU; compiled kernels are kept in `cache`. The second value says why
-    /// [`Choice::Auto`] is not a GPU.
-    pub fn open(
-        self,
-        threads: usize,
-        cache: &Path,
-        graphs: Graphs,
-    ) -> Result<(Selected, Option<CudaError>), DeviceError> {
-        let cpu = || Selected::Cpu(CpuDevice::new(threads.max(1)));
+    /// Opens the device. The second value says why [`Choice::Auto`] is not a GPU.
+    pub fn open(self, options: Options<'_>) -> Result<(Selected, Option<CudaError>), DeviceError> {
+        let Options { threads, bf16, graphs, cache } = options;
+        let cpu = || CpuDevice::open(threads.max(1), bf16, cache).map(Selected::Cpu);
         let cuda = |ordinal| CudaDevice::open(ordinal, cache, graphs).map(Selected::Cuda);
-        match self {
-            Choice::Cpu => Ok((cpu(), None)),
-            Choice::Cuda(ordinal) => {
-                cuda(ordinal).map(|device| (device, None)).map_err(|error| DeviceError { choice: self, error })
-            }
-            Choice::Auto => Ok(cuda(0).map_or_else(|error| (cpu(), Some(error)), |device| (device, None))),
-        }
+        let opened = || match self {
+            Choice::Cpu => Ok((cpu()?, None)),
+            Choice::Cuda(ordinal) => Ok((cuda(ordinal)?, None)),
+            Choice::Auto => match cuda(0) {
+                Ok(device) => Ok((device, None)),
+                Err(why_no_gpu) => Ok((cpu()?, Some(why_no_gpu))),
+            },
+        };
+        opened().map_err(|why| DeviceError { choice: self, why })
     }
 }
 
@@ -85,6 +103,10 @@ impl Choice {
 mod tests {
     use super::*;
     use crate::device::cuda;
+
+    fn options(cache: &Path) -> Options<'_> {
+        Options { threads: 1, bf16: Bf16Choice::Auto, graphs: Graphs::On, cache }
+    }
 
     #[test]
     fn choices_read_back() {
@@ -110,7 +132,7 @@ mod tests {
     #[test]
     fn auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (selected, why) = Choice::Auto.open(1, folder.path(), Graphs::On).expect("auto always finds a device");
+        let (selected, why) = Choice::Auto.open(options(folder.path())).expect("auto always finds a device");
         assert_eq!(matches!(selected, Selected::Cpu(_)), why.is_some(), "a reason exactly where it is the CPU");
         if let Err(missing) = cuda::count() {
             assert_eq!(why.expect("no GPU").to_string(), missing.to_string());
@@ -120,11 +142,8 @@ mod tests {
     #[test]
     fn a_gpu_that_is_not_there_is_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
-        let error = Choice::Cuda(1000)
-            .open(1, folder.path(), Graphs::On)
-            .err()
-            .expect("nobody has a thousand GPUs")
-            .to_string();
+        let error =
+            Choice::Cuda(1000).open(options(folder.path())).err().expect("nobody has a thousand GPUs").to_string();
         let expected = match cuda::count() {
             Ok(found) => format!("there is no GPU 1000; this machine has {found}, counted from 0"),
             Err(missing) => missing.to_string(),

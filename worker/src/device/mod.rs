@@ -26,8 +26,8 @@ pub mod choice;
 pub mod cpu;
 pub mod cuda;
 
-pub use choice::Choice;
-pub use cpu::CpuDevice;
+pub use choice::{Choice, Options};
+pub use cpu::{Bf16, Bf16Choice, CpuDevice};
 pub use cuda::CudaDevice;
 pub use toroid_torus::digest::Digest;
 pub use toroid_torus::job::Products;

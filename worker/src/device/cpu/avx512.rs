@@ -15,6 +15,8 @@
 //! into tiles, and whichever rows share a tile, the bits are the same (D-1). bf16 flushes subnormal numbers to 0: so do the
 //! instructions.
 //!
+//! [`amx`](super::amx) packs with what is here.
+//!
 //! Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication".
 
 use std::arch::x86_64::*;
@@ -27,17 +29,17 @@ use super::portable::DEPTH;
 /// Rows of a tile at most.
 const ROWS: usize = 14;
 /// Columns of a panel: two vectors.
-const PANEL: usize = 32;
+pub(super) const PANEL: usize = 32;
 /// Columns of a block.
-const COLS: usize = 512;
+pub(super) const COLS: usize = 512;
 /// Units between the rows of a packed tile of `a`; not a multiple of a page's fraction, so that rows do not share cache sets.
-const ROW_STRIDE: usize = DEPTH + 16;
+pub(super) const ROW_STRIDE: usize = DEPTH + 16;
 /// Units between the depths of a packed tile of `a` that is stored by depth.
 const DEPTH_STRIDE: usize = 16;
 /// Tiles of a strip: as many rows of `a` are packed at a time, so that what is stored by depth is read in long runs.
-const STRIP: usize = 8;
+pub(super) const STRIP: usize = 8;
 /// Units of a packed tile of `a`: room for either way.
-const TILE: usize = 16 * ROW_STRIDE;
+pub(super) const TILE: usize = 16 * ROW_STRIDE;
 const _: () = assert!(TILE >= ROWS * ROW_STRIDE && TILE >= DEPTH * DEPTH_STRIDE);
 const _: () = assert!(LEFT >= STRIP * TILE && RIGHT >= DEPTH * COLS);
 
@@ -53,14 +55,14 @@ const INTERLEAVE: [u16; 32] = {
 };
 
 /// The first `n` of 16 lanes.
-fn lanes(n: usize) -> __mmask16 {
+pub(super) fn lanes(n: usize) -> __mmask16 {
     if n >= 16 { 0xffff } else { (1 << n) - 1 }
 }
 
 /// Of 4 vectors of 16 units: vector `i` of the result has units `i`, `i + 4`, `i + 8` and `i + 12` of all four, each in a quarter.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transposed([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+pub(super) fn transposed([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     [
@@ -152,7 +154,7 @@ macro_rules! kind {
             /// else by depth.
             // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[target_feature(enable = $features)]
-            unsafe fn pack_a(
+            pub(in crate::device::cpu) unsafe fn pack_a(
                 a: Operand<'_>,
                 bounds: &[usize; STRIP + 1],
                 num_tiles: usize,
@@ -192,7 +194,7 @@ macro_rules! kind {
             /// end are zeros.
             // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[target_feature(enable = $features)]
-            unsafe fn pack_b(b: Operand<'_>, first: usize, num: usize, col: usize, cols: usize, to: *mut u32) {
+            pub(in crate::device::cpu) unsafe fn pack_b(b: Operand<'_>, first: usize, num: usize, col: usize, cols: usize, to: *mut u32) {
                 let (units, data) = (num.div_ceil(UNIT), b.data.as_ptr());
                 // SAFETY: the caller's.
                 unsafe {
@@ -345,7 +347,7 @@ kind! {
             transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
         }
     },
-    unsafe fn load_pair(from: *const f32, second: *const f32, num: usize) -> __m512i {
+    pub(in crate::device::cpu) unsafe fn load_pair(from: *const f32, second: *const f32, num: usize) -> __m512i {
         let mask = if second.is_null() { 0 } else { lanes(num) };
         // SAFETY: the first `num` elements of both are the caller's.
         unsafe {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   mod      storage and the trait                 pool    threads, blocks of rows
-//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or portable
+//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, amx, or portable
+//!   bf16     which of them multiplies bf16
 //!   attention, layers, moe, loss, vector           the operations
 //!   simd     loops per instruction set, exp
 //! ```
@@ -15,14 +16,18 @@
 #![allow(unsafe_code)]
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bf16;
 #[cfg(target_arch = "x86_64")]
 mod few;
 mod layers;
@@ -42,6 +47,9 @@ use operand::Operand;
 use pool::Pool;
 use product::Kernel;
 use simd::Isa;
+
+pub use bf16::{Bf16Choice, Bf16Error};
+pub use simd::Bf16;
 
 /// Elements of a cache line, where buffers start.
 const LINE: usize = 16;
@@ -140,13 +148,31 @@ fn row_weight<'a>(groups: &'a Groups<CpuDevice>, routing: &'a Routing<CpuDevice>
 pub struct CpuDevice {
     pool: Arc<Pool>,
     isa: Isa,
+    bf16: Bf16,
     allocated: Arc<AtomicU64>,
 }
 
 impl CpuDevice {
-    /// A device with this many threads, at least 1. With one, everything runs on the caller's.
+    /// A device with this many threads, at least 1. With one, everything runs on the caller's. Products of bf16 go by the way that is
+    /// fastest as a rule: nothing is measured.
     pub fn new(threads: usize) -> CpuDevice {
-        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), allocated: Arc::default() }
+        let isa = Isa::detect();
+        CpuDevice::with_bf16(threads, isa, isa.preferred_for_bf16())
+    }
+
+    /// The same with products of bf16 as the user asked for; what was measured is kept in the folder `cache`.
+    pub fn open(threads: usize, bf16: Bf16Choice, cache: &Path) -> Result<CpuDevice, Bf16Error> {
+        let isa = Isa::detect();
+        Ok(CpuDevice::with_bf16(threads, isa, bf16.way(isa, cache)?))
+    }
+
+    fn with_bf16(threads: usize, isa: Isa, bf16: Bf16) -> CpuDevice {
+        CpuDevice { pool: Arc::new(Pool::new(threads)), isa, bf16, allocated: Arc::default() }
+    }
+
+    /// By what products of bf16 are computed.
+    pub fn bf16(&self) -> Bf16 {
+        self.bf16
     }
 
     pub fn threads(&self) -> usize {
@@ -154,10 +180,10 @@ impl CpuDevice {
     }
 
     fn kernel(&self, products: Products) -> Kernel {
-        Kernel::new(self.isa, products)
+        Kernel::new(self.isa, products).with_bf16(self.bf16)
     }
 
-    /// Digest of products of several blocks of depth: those of bf16 differ where the processor multiplies pairs of them.
+    /// Digest of products of several blocks of depth: those of bf16 differ by the way that they go.
     fn probe(&self, products: Products) -> String {
         const DEPTH: usize = 3000;
         let values = |n: usize, seed: u32| -> Vec<f32> {
@@ -618,5 +644,27 @@ impl CachedAttention for CpuDevice {
             cache.host(),
             out.host(),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Workers of different bits must not heal each other.
+    #[test]
+    fn each_way_for_bf16_has_a_fingerprint_of_its_own_and_f32_one_for_all() {
+        let isa = Isa::detect();
+        let emulated = [Bf16::Emulated].into_iter().filter(|_| isa.has_bf16());
+        let devices: Vec<_> =
+            isa.ways_for_bf16().chain(emulated).map(|way| CpuDevice::with_bf16(1, isa, way)).collect();
+        for (i, a) in devices.iter().enumerate() {
+            for b in &devices[..i] {
+                let is_alike = [a.bf16(), b.bf16()].iter().all(|way| matches!(way, Bf16::Amx | Bf16::Emulated));
+                let [of_a, of_b] = [a, b].map(|device| device.fingerprint(Products::Bf16));
+                assert_eq!(of_a == of_b, is_alike, "{} and {}", a.bf16(), b.bf16());
+                assert_eq!(a.fingerprint(Products::F32), b.fingerprint(Products::F32));
+            }
+        }
     }
 }

@@ -4,10 +4,10 @@
 //!   F32    AVX-512: `avx512`                       else `portable`; the same bits
 //!          a few rows: `few`                       by AVX-512 or AVX2; the same bits
 //!   Tf32   as F32: no CPU has it
-//!   Bf16   AVX-512 with BF16: `avx512`             else the operands are rounded and go the way of F32
+//!   Bf16   AMX: `amx`, or AVX-512 with BF16: `avx512`, or the operands are rounded and go the way of F32: see `bf16`
 //! ```
 //!
-//! Both add the terms of an element of the result in an order that depends on the product's depth alone, so a caller may cut the result into
+//! All add the terms of an element of the result in an order that depends on the product's depth alone, so a caller may cut the result into
 //! tiles as it likes, and a row has the same bits whatever other rows there are.
 //!
 //! Deliberately absent: threads, see `matmul`.
@@ -16,9 +16,9 @@ use std::cell::RefCell;
 
 use super::operand::Operand;
 use super::portable;
-use super::simd::Isa;
+use super::simd::{Bf16, Isa};
 #[cfg(target_arch = "x86_64")]
-use super::{avx512, few};
+use super::{amx, avx512, few};
 use crate::device::Products;
 
 /// How products are computed.
@@ -26,11 +26,18 @@ use crate::device::Products;
 pub struct Kernel {
     isa: Isa,
     products: Products,
+    bf16: Bf16,
 }
 
 impl Kernel {
+    /// Where products are of bf16, by the way that `isa` is likely to be fastest at.
     pub fn new(isa: Isa, products: Products) -> Kernel {
-        Kernel { isa, products }
+        Kernel { isa, products, bf16: isa.preferred_for_bf16() }
+    }
+
+    /// The same with this way for bf16, which the machine has.
+    pub fn with_bf16(self, bf16: Bf16) -> Kernel {
+        Kernel { bf16, ..self }
     }
 }
 
@@ -57,13 +64,24 @@ pub unsafe fn product(
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    match (kernel.products, kernel.isa.has_avx512(), kernel.isa.has_bf16()) {
+    match (kernel.products, kernel.isa.has_avx512(), kernel.bf16) {
         // SAFETY: `check` keeps the operands inside of their slices, the machine has the instructions, the caller answers for `c`.
         (Products::F32 | Products::Tf32, true, _) => {
             return unsafe { avx512::of_f32::product(alpha, a, b, beta, c, c_stride) };
         }
         // SAFETY: as above.
-        (Products::Bf16, true, true) => return unsafe { avx512::of_bf16::product(alpha, a, b, beta, c, c_stride) },
+        (Products::Bf16, true, Bf16::Avx512) => {
+            return unsafe { avx512::of_bf16::product(alpha, a, b, beta, c, c_stride) };
+        }
+        // SAFETY: as above; the system lets this process use the tiles, and a product begins no other.
+        (Products::Bf16, true, Bf16::Amx) => {
+            return unsafe { amx::product::<amx::Registers>(alpha, a, b, beta, c, c_stride) };
+        }
+        // SAFETY: as above; nothing of it needs tiles.
+        #[cfg(test)]
+        (Products::Bf16, true, Bf16::Emulated) => {
+            return unsafe { amx::product::<amx::Emulated>(alpha, a, b, beta, c, c_stride) };
+        }
         _ => {}
     }
     // SAFETY: as above.
@@ -112,7 +130,21 @@ fn round_to_bf16(x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const BOTH: [Products; 2] = [Products::F32, Products::Bf16];
+    /// The kernels of this machine and the emulated one, those together that give the same bits.
+    fn alike() -> Vec<Vec<Kernel>> {
+        let best = Kernel::new(Isa::detect(), Products::Bf16);
+        let of = |products| Isa::all().map(move |isa| Kernel::new(isa, products));
+        let rounded = of(Products::Bf16).map(|kernel| kernel.with_bf16(Bf16::F32)).collect();
+        let mut all = vec![of(Products::F32).collect(), rounded];
+        if best.isa.has_bf16() {
+            let tiles = best.isa.ways_for_bf16().filter(|way| *way == Bf16::Amx).chain([Bf16::Emulated]);
+            all.push(vec![best.with_bf16(Bf16::Avx512)]);
+            all.push(tiles.map(|way| best.with_bf16(way)).collect());
+        } else {
+            eprintln!("no AVX-512 with BF16 here: nothing of it and nothing of AMX is tried");
+        }
+        all
+    }
 
     fn values(len: usize, seed: u32) -> Vec<f32> {
         let step = |i: usize| (i as u32 + 1).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8;
@@ -140,13 +172,10 @@ mod tests {
             let (a, b) = (values(m * depth, 1), values(depth * n, 2));
             let by_row = (Operand::new(&a, m, depth), Operand::new(&b, n, depth).t());
             let by_depth = (Operand::new(&a, depth, m).t(), Operand::new(&b, depth, n));
-            for products in BOTH {
+            for kernels in alike() {
                 for (a, b) in [by_row, by_depth] {
-                    let whole = in_tiles(Kernel::new(Isa::detect(), products), a, b, m, n);
-                    for isa in
-                        Isa::all().filter(|isa| products == Products::F32 || isa.has_bf16() == Isa::detect().has_bf16())
-                    {
-                        let kernel = Kernel::new(isa, products);
+                    let whole = in_tiles(kernels[0], a, b, m, n);
+                    for &kernel in &kernels {
                         for (rows, cols) in [(m, n), (1, n), (m, 1), (13, 32), (30, 40)] {
                             assert!(
                                 in_tiles(kernel, a, b, rows, cols) == whole,
@@ -190,11 +219,13 @@ mod tests {
         let (m, n, depth) = (20, 40, 301);
         let (a, b) = (values(m * depth, 1), values(depth * n, 2));
         let (a, b) = (Operand::new(&a, m, depth), Operand::new(&b, depth, n));
-        let best = in_tiles(Kernel::new(Isa::detect(), Products::Bf16), a, b, m, n);
         let rounded = in_tiles(Kernel::new(Isa::detect().less_bf16(), Products::Bf16), a, b, m, n);
         let exact = in_tiles(Kernel::new(Isa::detect(), Products::F32), a, b, m, n);
         let distance = |x: &[f32]| x.iter().zip(&rounded).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-        assert!(distance(&best) < 1e-4, "off by {}", distance(&best));
+        for kernel in alike().into_iter().flatten().filter(|kernel| kernel.products == Products::Bf16) {
+            let found = in_tiles(kernel, a, b, m, n);
+            assert!(distance(&found) < 1e-4, "{kernel:?} is off by {}", distance(&found));
+        }
         assert!(distance(&exact) > 1e-3, "operands are rounded");
     }
 

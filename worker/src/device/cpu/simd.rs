@@ -5,6 +5,8 @@
 //! three times. A multiply-add is fused where a body says `mul_add`, and nowhere else: as one instruction, or where there is none by a call
 //! that rounds once, too. Sums run in [`LANES`] fixed lanes. So all versions give the same bits (D-1).
 
+use std::fmt;
+
 /// Lanes of a sum: a vector of AVX-512, two of AVX2, four of SSE.
 pub const LANES: usize = 16;
 
@@ -13,6 +15,33 @@ pub const LANES: usize = 16;
 pub struct Isa {
     level: Level,
     bf16: bool,
+    amx: bool,
+}
+
+/// By what products of bf16 are computed; each way has bits of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bf16 {
+    /// Tiles of AMX.
+    Amx,
+    /// `VDPBF16PS` of AVX-512.
+    Avx512,
+    /// Operands are rounded, and go the way of f32.
+    F32,
+    /// What [`Bf16::Amx`] is, with its instructions emulated.
+    #[cfg(test)]
+    Emulated,
+}
+
+impl fmt::Display for Bf16 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Bf16::Amx => "amx",
+            Bf16::Avx512 => "avx512",
+            Bf16::F32 => "f32",
+            #[cfg(test)]
+            Bf16::Emulated => "emulated",
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +63,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                return Isa { level: Level::Avx512, bf16: is_x86_feature_detected!("avx512bf16") };
+                let bf16 = is_x86_feature_detected!("avx512bf16");
+                // Operands of AMX are packed by AVX-512 with BF16, which no processor with AMX lacks.
+                return Isa { level: Level::Avx512, bf16, amx: bf16 && amx::is_granted() };
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return Isa::without_bf16(Level::Avx2);
@@ -44,7 +75,7 @@ impl Isa {
     }
 
     const fn without_bf16(level: Level) -> Isa {
-        Isa { level, bf16: false }
+        Isa { level, bf16: false, amx: false }
     }
 
     /// All that this machine has.
@@ -66,7 +97,7 @@ impl Isa {
     /// The same without bf16 products.
     #[cfg(test)]
     pub fn less_bf16(self) -> Isa {
-        Isa { bf16: false, ..self }
+        Isa { bf16: false, amx: false, ..self }
     }
 
     pub fn level(self) -> Level {
@@ -84,8 +115,68 @@ impl Isa {
     }
 
     /// Products of bf16 with f32 sums, besides AVX-512.
+    #[cfg(test)]
     pub fn has_bf16(self) -> bool {
         self.bf16
+    }
+
+    /// The ways for products of bf16 that this machine has: the first is the fastest as a rule, the last is there everywhere.
+    pub fn ways_for_bf16(self) -> impl Iterator<Item = Bf16> {
+        let ways = [(self.amx, Bf16::Amx), (self.bf16, Bf16::Avx512), (true, Bf16::F32)];
+        ways.into_iter().filter_map(|(is_there, way)| is_there.then_some(way))
+    }
+
+    pub fn preferred_for_bf16(self) -> Bf16 {
+        self.ways_for_bf16().next().unwrap_or(Bf16::F32)
+    }
+}
+
+/// What the processor says of itself: leaf `leaf`, of which number 0 of several.
+#[cfg(target_arch = "x86_64")]
+// Later versions of Rust than the oldest that this builds with call the instruction safe.
+#[allow(unused_unsafe)]
+pub fn cpuid(leaf: u32) -> std::arch::x86_64::CpuidResult {
+    // SAFETY: all processors of 64 bits have the instruction.
+    unsafe { std::arch::x86_64::__cpuid_count(leaf, 0) }
+}
+
+/// Whether tiles of bf16 may be used: the processor has them, and the system gives them to this process.
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use std::arch::x86_64::_xgetbv;
+    use std::sync::OnceLock;
+
+    /// Asks once a process. A process starts without the right to tile registers, which make what a signal saves 8 KiB longer.
+    pub fn is_granted() -> bool {
+        static IS_GRANTED: OnceLock<bool> = OnceLock::new();
+        *IS_GRANTED.get_or_init(|| is_there() && system_grants())
+    }
+
+    /// The processor has AMX and its products of bf16, and the system keeps tiles when it switches threads.
+    fn is_there() -> bool {
+        const OSXSAVE: u32 = 1 << 27;
+        const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
+        const TILE_CONFIG_AND_DATA: u64 = 1 << 17 | 1 << 18;
+        let has = |register: u32, bits: u32| register & bits == bits;
+        super::cpuid(0).eax >= 7
+            && has(super::cpuid(1).ecx, OSXSAVE)
+            && has(super::cpuid(7).edx, AMX_BF16_AND_TILE)
+            // SAFETY: OSXSAVE says that the instruction is there.
+            && unsafe { _xgetbv(0) } & TILE_CONFIG_AND_DATA == TILE_CONFIG_AND_DATA
+    }
+
+    /// `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`, for all threads of this process; see `Documentation/arch/x86/xstate.rst` of Linux.
+    #[cfg(target_os = "linux")]
+    fn system_grants() -> bool {
+        const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+        // SAFETY: gives this process the use of registers, and touches no memory.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn system_grants() -> bool {
+        false
     }
 }
 
