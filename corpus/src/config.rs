@@ -192,7 +192,7 @@ pub struct Minhash {
     /// Values of a sketch, at most.
     pub num_values: usize,
     pub measure: Measure,
-    /// Of a bucket, so many documents (the first by rank) are compared with those after them.
+    /// Of the documents of a bucket that stay, so many (the first by rank) are compared with those after them.
     pub max_bucket: u32,
     pub seed: u64,
 }
@@ -200,7 +200,7 @@ pub struct Minhash {
 impl Default for Minhash {
     fn default() -> Minhash {
         let measure = Measure::Jaccard;
-        Minhash { shingle_words: 5, threshold: 0.7, recall: 0.9, num_values: 128, measure, max_bucket: 4096, seed: 1 }
+        Minhash { shingle_words: 5, threshold: 0.7, recall: 0.9, num_values: 128, measure, max_bucket: 64, seed: 1 }
     }
 }
 

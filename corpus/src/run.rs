@@ -20,7 +20,7 @@ use crate::step::{Over, Part};
 use crate::write::{self, Job};
 
 /// Of what tasks write; another number does everything anew.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const MIN_PIECE_BYTES: u64 = 1 << 20;
 const MAX_PIECE_BYTES: u64 = 64 << 20;
 /// What a thread needs for a piece, in pieces: the documents, and records of each sentence.
