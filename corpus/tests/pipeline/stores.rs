@@ -128,3 +128,43 @@ fn an_object_that_is_replaced_behind_a_plan_is_no_part_of_it() {
     run(&place, &bucket, &[]);
     assert!(place.text().contains(&text(5_001, 6)) && !place.text().contains(&text(1, 6)));
 }
+
+#[test]
+fn rows_of_dialogues_in_a_store_give_the_token_files_that_they_give_in_folders() {
+    let (place, bucket) = (Place::empty(), Bucket::start().expect("a store"));
+    let row = |n: u64| {
+        let turn = |role, seed| serde_json::json!({"role": role, "content": text(seed, 3)});
+        serde_json::json!({"messages": [turn("user", 2 * n), turn("assistant", 2 * n + 1)]}).to_string() + "\n"
+    };
+    let rows = |range: std::ops::Range<u64>| range.map(row).collect::<String>();
+    // More than is asked for at a time, something that is refused, compressed, and what has no rows in it.
+    place.write("rows/a.jsonl", rows(0..4_000) + "{\"messages\": []}\n");
+    let packed = zstd::encode_all(rows(4_000..5_000).as_bytes(), 3).expect("compressed");
+    place.write("rows/b/c.jsonl.zst", packed);
+    place.write("rows/readme.md", "no rows");
+    copy(&place.path("rows"), &bucket.folder().join("chat/rows"));
+    let arguments = |rows: &str, to: &str| ["chat", rows, "--held-out", "0.1", "--to", to].map(str::to_owned);
+    let chat = |rows: &str, to: &str| {
+        let (is_well, said) = call(&place, &bucket, &arguments(rows, to).each_ref().map(String::as_str));
+        assert!(is_well, "{said}");
+        files(&place.path(to))
+    };
+    let expected = chat("rows", "of-folder");
+    let url = bucket.url("chat/rows");
+    let found = chat(&url, "of-store");
+    assert!(found.keys().eq(expected.keys()) && found.contains_key("held-out/00000.tokens"), "{:?}", found.keys());
+    for (name, bytes) in &found {
+        // Rows that are refused are named by where they are.
+        let text = String::from_utf8_lossy(bytes).replace(&format!("{url}/"), "rows/");
+        let is_same = if name.ends_with(".tokens") { *bytes == expected[name] } else { text.as_bytes() == expected[name] };
+        assert!(is_same, "{name}: {text}");
+    }
+    // One object, whatever it is called.
+    std::fs::rename(bucket.folder().join("chat/rows/a.jsonl"), bucket.folder().join("chat/rows/a.txt")).expect("rename");
+    std::fs::rename(place.path("rows/a.jsonl"), place.path("rows/a.txt")).expect("rename");
+    let (one, expected) = (chat(&bucket.url("chat/rows/a.txt"), "one-of-store"), chat("rows/a.txt", "one-of-folder"));
+    assert!(one["train/00000.tokens"] == expected["train/00000.tokens"]);
+    let call = |rows: &str| call(&place, &bucket, &arguments(rows, "none").each_ref().map(String::as_str));
+    let (is_well, said) = call(&bucket.url("chat/nothing"));
+    assert!(!is_well && said.contains("s3://bucket/chat/nothing: there is no file that ends with .jsonl"), "{said}");
+}
