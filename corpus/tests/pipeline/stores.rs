@@ -156,11 +156,13 @@ fn rows_of_dialogues_in_a_store_give_the_token_files_that_they_give_in_folders()
     for (name, bytes) in &found {
         // Rows that are refused are named by where they are.
         let text = String::from_utf8_lossy(bytes).replace(&format!("{url}/"), "rows/");
-        let is_same = if name.ends_with(".tokens") { *bytes == expected[name] } else { text.as_bytes() == expected[name] };
+        let is_same =
+            if name.ends_with(".tokens") { *bytes == expected[name] } else { text.as_bytes() == expected[name] };
         assert!(is_same, "{name}: {text}");
     }
     // One object, whatever it is called.
-    std::fs::rename(bucket.folder().join("chat/rows/a.jsonl"), bucket.folder().join("chat/rows/a.txt")).expect("rename");
+    std::fs::rename(bucket.folder().join("chat/rows/a.jsonl"), bucket.folder().join("chat/rows/a.txt"))
+        .expect("rename");
     std::fs::rename(place.path("rows/a.jsonl"), place.path("rows/a.txt")).expect("rename");
     let (one, expected) = (chat(&bucket.url("chat/rows/a.txt"), "one-of-store"), chat("rows/a.txt", "one-of-folder"));
     assert!(one["train/00000.tokens"] == expected["train/00000.tokens"]);
