@@ -40,7 +40,7 @@ const MAX_GROUP: usize = 1 << 16;
 /// In a larger bucket each member is taken for one that has a neighbour, without looking.
 const MAX_LOOKED_AT: usize = 1 << 12;
 /// Of the sentences of a bucket that have neighbours and stay, so many (the first by rank) are compared with those after them.
-const MAX_BUCKET: u32 = 1 << 14;
+const MAX_BUCKET: u32 = 1 << 10;
 
 pub const STEPS: &Steps<Sentences> = &[
     ("sentences", Over::Pieces, segments),
