@@ -165,8 +165,6 @@ pub fn own(pipeline: &Pipeline) -> Result<Lock> {
 pub fn run(pipeline: &Pipeline, options: &Options, watch: &dyn Watch) -> Result<Report> {
     let _lock = own(pipeline)?;
     let run = Run::begin(pipeline, options, watch)?;
-    // Hours before it is needed.
-    pipeline.output.store.as_deref().map_or(Ok(()), send::check)?;
     let all = steps(pipeline);
     let phase = |phase| all.iter().filter(move |step| step.phase == phase);
     phase(Phase::Read).try_for_each(|step| run.step(step, Part::ALL))?;
@@ -204,6 +202,8 @@ impl<'a> Run<'a> {
     /// for itself: [`own`].
     pub fn begin(pipeline: &'a Pipeline, options: &'a Options, watch: &'a dyn Watch) -> Result<Run<'a>> {
         options.check()?;
+        // Hours before it is needed.
+        pipeline.output.store.as_deref().map_or(Ok(()), send::check)?;
         let (cut, layout) = lay_out(pipeline, options)?;
         let ours = [&[layout.read.clone(), layout.write.clone()], &layout.stages[..]].concat();
         tidy(&pipeline.work, &ours)?;

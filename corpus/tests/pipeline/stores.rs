@@ -269,5 +269,7 @@ fn an_output_goes_to_a_store_or_nothing_is_begun() {
     place.write("pipeline.toml", pipeline(&bucket.url("made")));
     let (is_well, said) = call(&place, &bucket, &["run", "pipeline.toml"]);
     assert!(!is_well && said.contains("so two outputs could be mixed"), "{said}");
+    let (is_well, said) = call(&place, &bucket, &["plan", "pipeline.toml", "--to", "plan.json"]);
+    assert!(!is_well && said.contains("so two outputs could be mixed") && !place.path("plan.json").exists(), "{said}");
     assert!(!place.path("out").exists() && files(&bucket.folder()).is_empty());
 }
