@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use toroid_storage::Location;
 
 use crate::address::Form;
 use crate::error::{At, Error, Result};
@@ -192,7 +193,7 @@ pub struct Minhash {
     /// Values of a sketch, at most.
     pub num_values: usize,
     pub measure: Measure,
-    /// Of a bucket, so many documents (the first by rank) are compared with those after them.
+    /// Of the documents of a bucket that stay, so many (the first by rank) are compared with those after them.
     pub max_bucket: u32,
     pub seed: u64,
 }
@@ -200,7 +201,7 @@ pub struct Minhash {
 impl Default for Minhash {
     fn default() -> Minhash {
         let measure = Measure::Jaccard;
-        Minhash { shingle_words: 5, threshold: 0.7, recall: 0.9, num_values: 128, measure, max_bucket: 4096, seed: 1 }
+        Minhash { shingle_words: 5, threshold: 0.7, recall: 0.9, num_values: 128, measure, max_bucket: 64, seed: 1 }
     }
 }
 
@@ -400,6 +401,9 @@ fn default_matches() -> usize {
 #[serde(deny_unknown_fields, default)]
 pub struct Output {
     pub path: PathBuf,
+    /// `s3://BUCKET/PREFIX` that the output is sent to once it is complete. What is made does not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
     pub format: Shape,
     /// Of token files: `bytes`, or a `tokenizer.json` of the library `tokenizers`.
     pub tokenizer: PathBuf,
@@ -446,6 +450,7 @@ impl Default for Output {
     fn default() -> Output {
         Output {
             path: "out".into(),
+            store: None,
             format: Shape::Text,
             tokenizer: BYTES.into(),
             end_token: None,
@@ -538,6 +543,9 @@ impl Pipeline {
             has_file || self.output.end_token.is_none(),
             "output.end_token needs a tokenizer.json; bytes have none",
         )?;
+        if let Some(url) = &self.output.store {
+            Location::parse(url)?;
+        }
         ensure(self.output.bytes != Some(0), "output.bytes must be above 0")?;
         ensure(self.output.shard_bytes >= 1 << 10, "output.shard_bytes must be 1024 or more")?;
         ensure(is_share(self.read.max_bad_share), "read.max_bad_share must be from 0 to 1")?;

@@ -20,7 +20,7 @@
 //!
 //! What a run does is a list of steps ([`step`]); a plan cuts each into tasks that any machine with the same folders may do ([`plan`]).
 //!
-//! Sources in a store are read by `toroid-storage`, whose threads the first object of one starts.
+//! Sources in a store are read, and outputs sent to one ([`send`]), by `toroid-storage`, whose threads the first object of one starts.
 //!
 //! Deliberately absent: an async runtime of its own, a scheduler for several machines (Ray, Slurm and Kubernetes are there), random numbers.
 
@@ -49,6 +49,7 @@ pub mod read;
 pub mod report;
 pub mod run;
 pub mod runs;
+pub mod send;
 pub mod sentence;
 pub mod shingle;
 pub mod simhash;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Pipeline, Stage};
+use crate::config::{Output, Pipeline, Stage};
 use crate::durable::{self, Lock, run_tasks};
 use crate::error::{At, Error, Result};
 use crate::ledger::Counts;
@@ -15,12 +15,13 @@ use crate::read::repository::ATTRIBUTES;
 use crate::read::unit::{self, READ_PART, Reader, Unit};
 use crate::report::{self, Report, StageReport};
 use crate::runs::Scratch;
+use crate::send;
 use crate::stage::{self, Context, Ids, Pieces, Watch, Work, piece_path, read_json, write_json};
 use crate::step::{Over, Part};
 use crate::write::{self, Job};
 
 /// Of what tasks write; another number does everything anew.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const MIN_PIECE_BYTES: u64 = 1 << 20;
 const MAX_PIECE_BYTES: u64 = 64 << 20;
 /// What a thread needs for a piece, in pieces: the documents, and records of each sentence.
@@ -170,6 +171,7 @@ pub fn run(pipeline: &Pipeline, options: &Options, watch: &dyn Watch) -> Result<
     if run.is_done() {
         watch.note("everything is done already");
         durable::remove_folder(&run.layout.write)?;
+        run.send()?;
         return read_json(&pipeline.output.path.join("report.json"));
     }
     let num_done = run.num_done()?;
@@ -200,6 +202,8 @@ impl<'a> Run<'a> {
     /// for itself: [`own`].
     pub fn begin(pipeline: &'a Pipeline, options: &'a Options, watch: &'a dyn Watch) -> Result<Run<'a>> {
         options.check()?;
+        // Hours before it is needed.
+        pipeline.output.store.as_deref().map_or(Ok(()), send::check)?;
         let (cut, layout) = lay_out(pipeline, options)?;
         let ours = [&[layout.read.clone(), layout.write.clone()], &layout.stages[..]].concat();
         tidy(&pipeline.work, &ours)?;
@@ -413,10 +417,22 @@ impl<'a> Run<'a> {
 
     /// Report and ledger; the output appears, and what it was made of goes. The documents before it stay.
     fn close_write(&self, job: &Job<'_>) -> Result<()> {
-        let (out, to) = (job.out, &self.pipeline.output.path);
-        if self.is_done() {
-            return Ok(());
+        if !self.is_done() {
+            self.publish(job)?;
         }
+        self.send()
+    }
+
+    /// Sends the output to where it shall be, too. It is done here already: killed on the way, sending goes on.
+    fn send(&self) -> Result<()> {
+        let Some(url) = &self.pipeline.output.store else { return Ok(()) };
+        let num_bytes = send::send(&self.pipeline.output.path, url, self.watch)?;
+        self.watch.note(&format!("{url}: the output is there, {num_bytes} bytes of it were sent"));
+        Ok(())
+    }
+
+    fn publish(&self, job: &Job<'_>) -> Result<()> {
+        let (out, to) = (job.out, &self.pipeline.output.path);
         let is_there = |folder: &Path| write::is_of(folder, &self.layout.digest);
         if is_there(out) || !is_there(to) {
             let mut report = Report::new(self.pipeline, &self.found()?.tally, self.cut.num_left_out);
@@ -555,7 +571,9 @@ fn lay_out(pipeline: &Pipeline, options: &Options) -> Result<(Cut, Layout)> {
     }
     let output = &pipeline.output;
     let tokenizer = if output.has_tokenizer_file() { files::list(&output.tokenizer, &[])?.files } else { Vec::new() };
-    let digest = digest(&[&chain, &json(output)?, &json(&tokenizer)?, "write"]);
+    // Where it is sent changes nothing in it.
+    let made = Output { store: None, ..output.clone() };
+    let digest = digest(&[&chain, &json(&made)?, &json(&tokenizer)?, "write"]);
     let write = pipeline.work.join(format!("{:02}-write-{digest}", stages.len() + 1));
     Ok((cut, Layout { read: folder, stages, write, digest }))
 }

@@ -12,7 +12,7 @@ use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::config::Minhash;
 use crate::doc::{Ordinal, Rank, field, u32_at, u64_at};
@@ -57,8 +57,13 @@ fn remove_all(work: &Work<'_>, _: &Minhash) -> Result<()> {
 
 /// How much a stage left out.
 pub fn note(work: &Work<'_>) -> Result<(String, u64)> {
-    let num_left_out = shards(work)?.iter().map(|shard| shard.num_left_out).sum();
-    Ok(("places in buckets beyond max_bucket".into(), num_left_out))
+    let num_left_out = read_json(&left_out_path(&work.folder.join("near")))?;
+    Ok(("places in buckets beyond max_bucket, of documents that stay".into(), num_left_out))
+}
+
+/// How many places nobody is compared with.
+fn left_out_path(near: &Path) -> PathBuf {
+    near.with_extension("left-out")
 }
 
 /// For each document with words: its identity, and beside it the keys of its bands in the order of documents.
@@ -128,23 +133,18 @@ fn bands(work: &Work<'_>, options: &Minhash) -> Result<()> {
 }
 
 /// Buckets of one range of keys.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize)]
 struct Shard {
     num_buckets: u64,
     num_places: u64,
-    num_left_out: u64,
 }
 
 fn records_path(shard: &Path) -> PathBuf {
     shard.with_extension("records")
 }
 
-fn shards(work: &Work<'_>) -> Result<Vec<Shard>> {
-    outputs(work.per_range("buckets")).iter().map(|path| read_json(path)).collect()
-}
-
 /// Who shares a bucket with whom.
-fn candidates(work: &Work<'_>, options: &Minhash) -> Result<()> {
+fn candidates(work: &Work<'_>, _: &Minhash) -> Result<()> {
     let context = work.context;
     let bands = outputs(work.per_piece("bands"));
     work.tasks("buckets", &work.per_range("buckets"), |path, shard| {
@@ -166,7 +166,6 @@ fn candidates(work: &Work<'_>, options: &Minhash) -> Result<()> {
                 record[..Rank::BYTES + 8].copy_from_slice(&member[8..]);
                 record[21..29].copy_from_slice(&(shard << 48 | (found.num_buckets - 1)).to_be_bytes());
                 record[29..].copy_from_slice(&num_members.to_be_bytes());
-                found.num_left_out += u64::from(num_members >= options.max_bucket);
                 found.num_places += 1;
                 num_members = num_members.saturating_add(1);
                 sorter.push(record)?;
@@ -267,7 +266,8 @@ fn decide(work: &Work<'_>, options: &Minhash) -> Result<()> {
         let (ordinal, kept) = (Ordinal(u64_at(&gone.payload, 0)), Ordinal(u64_at(&gone.kept, 0)));
         found.push(Verdict { ordinal, kept, score: gone.score, rule: 1 }.to_bytes())
     };
-    stars::choose(&choice, || ByRank::open(work), like, gone)?;
+    let num_left_out = stars::choose(&choice, || ByRank::open(work), like, gone)?;
+    write_json(&left_out_path(&near), &num_left_out)?;
     runs::save(&near, found.finish()?)?;
     context.watch.step(0);
     Ok(())

@@ -39,8 +39,8 @@ const VERDICT_BYTES: usize = 12 + 12 + 1 + 1;
 const MAX_GROUP: usize = 1 << 16;
 /// In a larger bucket each member is taken for one that has a neighbour, without looking.
 const MAX_LOOKED_AT: usize = 1 << 12;
-/// Of a bucket, so many sentences that have neighbours (the first by rank) are compared with those after them.
-const MAX_BUCKET: u32 = 1 << 14;
+/// Of the sentences of a bucket that have neighbours and stay, so many (the first by rank) are compared with those after them.
+const MAX_BUCKET: u32 = 1 << 10;
 
 pub const STEPS: &Steps<Sentences> = &[
     ("sentences", Over::Pieces, segments),
@@ -72,10 +72,10 @@ fn remove(work: &Work<'_>, options: &Sentences) -> Result<()> {
 /// How much the stage left out.
 pub fn note(work: &Work<'_>) -> Result<(String, u64)> {
     let num_left_out = read_json(&left_out_path(&work.folder.join("near")))?;
-    Ok((format!("places in buckets beyond {MAX_BUCKET}"), num_left_out))
+    Ok((format!("places in buckets beyond {MAX_BUCKET}, of sentences that stay"), num_left_out))
 }
 
-/// How many places lie beyond the largest bucket.
+/// How many places nobody is compared with.
 fn left_out_path(near: &Path) -> PathBuf {
     near.with_extension("left-out")
 }
@@ -243,8 +243,8 @@ fn tables(work: &Work<'_>, options: &Sentences) -> Result<Vec<(PathBuf, (u64, u6
 /// Who has a neighbour in a table.
 fn neighbours(work: &Work<'_>, options: &Sentences) -> Result<()> {
     work.tasks("neighbours", &tables(work, options)?, |path, (n, mask)| {
-        let num_left_out = members(work.context, options, path, places(work)?, (*n, *mask))?;
-        write_json(path, &num_left_out)?;
+        let num_members = members(work.context, options, path, places(work)?, (*n, *mask))?;
+        write_json(path, &num_members)?;
         Ok(0)
     })
 }
@@ -256,7 +256,6 @@ fn decide(work: &Work<'_>, options: &Sentences) -> Result<()> {
         return Ok(());
     }
     let members = outputs(tables(work, options)?);
-    let num_left_out: u64 = members.iter().map(|path| read_json::<u64>(path)).sum::<Result<u64>>()?;
     let members: Vec<PathBuf> = members.iter().map(|path| records_path(path)).collect();
     context.watch.begin(&format!("{}: comparisons", work.name), 1);
     let choice = stars::Options {
@@ -279,7 +278,7 @@ fn decide(work: &Work<'_>, options: &Sentences) -> Result<()> {
         let distance = distance(&gone.payload, &gone.kept) as u8;
         found.push(verdict(&gone.payload[8..], &gone.kept[8..], distance, 1))
     };
-    stars::choose(&choice, candidates, like, gone)?;
+    let num_left_out = stars::choose(&choice, candidates, like, gone)?;
     write_json(&left_out_path(&near), &num_left_out)?;
     runs::save(&near, found.finish()?)?;
     context.watch.step(0);
@@ -290,7 +289,7 @@ fn records_path(members: &Path) -> PathBuf {
     members.with_extension("records")
 }
 
-/// Of one table: the sentences that have a neighbour in their bucket, by number; how many of them are beyond the largest bucket.
+/// Of one table: the sentences that have a neighbour in their bucket, by number; how many places those are.
 fn members(
     context: &Context<'_>,
     options: &Sentences,
@@ -308,7 +307,7 @@ fn members(
         sorter.push(record)?;
     }
     let mut found = Sorter::<MEMBER_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
-    let (mut bucket, mut position, mut num_left_out) = (table << 48, 0u32, 0);
+    let (mut bucket, mut position, mut num_members) = (table << 48, 0u32, 0);
     runs::groups(sorter.finish()?, 8, MAX_LOOKED_AT, |group, goes_on| {
         if !goes_on {
             (bucket, position) = (bucket + 1, 0);
@@ -323,14 +322,14 @@ fn members(
             member[..4].copy_from_slice(&record[8..12]);
             member[4..12].copy_from_slice(&bucket.to_be_bytes());
             member[12..].copy_from_slice(&position.to_be_bytes());
-            num_left_out += u64::from(position >= MAX_BUCKET);
+            num_members += 1;
             position = position.saturating_add(1);
             found.push(member)?;
         }
         Ok(())
     })?;
     runs::save(&records_path(path), found.finish()?)?;
-    Ok(num_left_out)
+    Ok(num_members)
 }
 
 /// Sentences whose equal goes for a third one go for that one.

@@ -44,7 +44,7 @@ pub struct Gone<const N: usize> {
 pub struct Options<'a> {
     pub scratch: &'a Scratch,
     pub num_threads: usize,
-    /// Of a bucket, so many (the first by rank) are compared with those after them.
+    /// Of those of a bucket that stay, so many (the first by rank) are compared with those after them.
     pub max_bucket: u32,
     pub memory_bytes: u64,
 }
@@ -57,29 +57,31 @@ const BUCKET_BYTES: u64 = 96;
 const ENTRY_BYTES: u64 = 80;
 
 /// Chooses among candidates, which `candidates` gives twice in the order of their ranks; calls `gone` for each that goes, in that order.
+/// Returns how many places in buckets of candidates that stay are beyond `max_bucket`: for their sake nobody is compared with those.
 pub fn choose<const N: usize, I: Iterator<Item = Result<Candidate<N>>>>(
     options: &Options<'_>,
     candidates: impl Fn() -> Result<I>,
     like: impl Fn(&[u8; N], &[u8; N]) -> Result<Option<f32>> + Sync,
     mut gone: impl FnMut(Gone<N>) -> Result<()>,
-) -> Result<()> {
+) -> Result<u64> {
     let (lens, crossings) = cut(options, candidates()?)?;
     let mut crossings = crossings.peekable();
     let mut candidates = candidates()?;
     let post = Post { prefix: options.scratch.path() };
-    let mut number = 0;
+    let bounds = star::Bounds { num_threads: options.num_threads, max_bucket: options.max_bucket };
+    let (mut number, mut num_left_out) = (0, 0);
     for (k, len) in lens.iter().enumerate() {
         let mut block = Block::default();
         for _ in 0..*len {
             let changed = || Error::Ledger("there are fewer candidates than a moment before".into());
-            block.push(candidates.next().ok_or_else(changed)??, options.max_bucket);
+            block.push(candidates.next().ok_or_else(changed)??);
         }
         block.take(post.receive(k as u32)?)?;
         let num_before = block.before.len();
         let Block { before, payloads, candidates, kept_in, buckets } = &mut block;
         let payload = |n: usize| if n < num_before { &before[n].1 } else { &payloads[n - num_before] };
-        let chosen =
-            star::choose(candidates, num_before, kept_in, options.num_threads, |a, b| like(payload(a), payload(b)))?;
+        let like = |a, b| like(payload(a), payload(b));
+        let chosen = star::choose(candidates, num_before, kept_in, &mut num_left_out, bounds, like)?;
         for (own, chosen) in payloads.iter().zip(chosen) {
             if let Some((kept, score)) = chosen {
                 gone(Gone { payload: *own, kept: *payload(kept as usize), score })?;
@@ -103,7 +105,7 @@ pub fn choose<const N: usize, I: Iterator<Item = Result<Candidate<N>>>>(
         }
         number += len;
     }
-    Ok(())
+    Ok(num_left_out)
 }
 
 /// How many candidates each block has, and (block, bucket, next block with that bucket), sorted.
@@ -187,15 +189,14 @@ impl<const N: usize> Default for Block<N> {
 }
 
 impl<const N: usize> Block<N> {
-    fn push(&mut self, candidate: Candidate<N>, max_bucket: u32) {
+    fn push(&mut self, candidate: Candidate<N>) {
         self.payloads.push(candidate.payload);
         let (buckets, kept_in) = (&mut self.buckets, &mut self.kept_in);
         let places = candidate.places.iter().map(|place| {
-            let local = *buckets.entry(mix(place.bucket)).or_insert_with(|| {
+            *buckets.entry(mix(place.bucket)).or_insert_with(|| {
                 kept_in.push(Vec::new());
                 kept_in.len() as u32 - 1
-            });
-            (local, place.position < max_bucket)
+            })
         });
         self.candidates.push(places);
     }
@@ -280,7 +281,6 @@ fn exact<const M: usize>(file: &mut BufReader<File>, path: &Path) -> Result<[u8;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
 
     /// Documents with some buckets each, of which a few are crowded.
     fn documents(num: u64) -> Vec<Candidate<8>> {
@@ -309,21 +309,26 @@ mod tests {
         Ok(mix(sum).is_multiple_of(5).then_some((sum % 100) as f32))
     }
 
-    /// Who goes for whom, and what was written to disk on the way.
-    fn choose_of(all: &[Candidate<8>], memory_bytes: u64, max_bucket: u32) -> (Vec<(u64, u64)>, usize) {
+    struct Chosen {
+        /// Who goes for whom.
+        gone: Vec<(u64, u64)>,
+        num_left_out: u64,
+        num_blocks: usize,
+    }
+
+    fn choose_of(all: &[Candidate<8>], memory_bytes: u64, max_bucket: u32, num_threads: usize) -> Chosen {
         let dir = tempfile::tempdir().expect("a folder");
         let scratch = Scratch::new(dir.path());
-        let options = Options { scratch: &scratch, num_threads: 2, max_bucket, memory_bytes };
-        let (num_blocks, mut found) = (Cell::new(0), Vec::new());
+        let options = Options { scratch: &scratch, num_threads, max_bucket, memory_bytes };
+        let mut found = Vec::new();
         let (lens, _) = cut(&options, all.iter().cloned().map(Ok)).expect("cut");
-        num_blocks.set(lens.len());
         let gone = |gone: Gone<8>| {
             found.push((u64::from_be_bytes(gone.payload), u64::from_be_bytes(gone.kept)));
             Ok(())
         };
-        choose(&options, || Ok(all.iter().cloned().map(Ok)), like, gone).expect("chosen");
+        let num_left_out = choose(&options, || Ok(all.iter().cloned().map(Ok)), like, gone).expect("chosen");
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0, "nothing is left behind");
-        (found, num_blocks.get())
+        Chosen { gone: found, num_left_out, num_blocks: lens.len() }
     }
 
     #[test]
@@ -331,26 +336,66 @@ mod tests {
         for (num, max_bucket) in [(600, u32::MAX), (600, 3)] {
             let all = documents(num);
             // The definition.
-            let (mut expected, mut gone) = (Vec::new(), vec![false; all.len()]);
+            let mut expected = Vec::new();
+            let (mut compared, mut num_left_out) = (std::collections::BTreeMap::<u64, Vec<usize>>::new(), 0);
             for n in 0..all.len() {
-                let shares = |other: &usize| {
-                    let registered = all[*other].places.iter().filter(|place| place.position < max_bucket);
-                    registered.into_iter().any(|place| all[n].places.iter().any(|own| own.bucket == place.bucket))
-                };
+                let others = all[n].places.iter().flat_map(|place| compared.get(&place.bucket).into_iter().flatten());
                 let is_like =
                     |other: &usize| like(&all[*other].payload, &all[n].payload).expect("nothing fails").is_some();
-                if let Some(kept) = (0..n).filter(|other| !gone[*other]).filter(shares).find(is_like) {
-                    gone[n] = true;
+                if let Some(kept) = others.copied().filter(is_like).min() {
                     expected.push((n as u64, kept as u64));
+                    continue;
+                }
+                for place in &all[n].places {
+                    let of_bucket = compared.entry(place.bucket).or_default();
+                    let has_room = of_bucket.len() < max_bucket as usize;
+                    num_left_out += u64::from(!has_room);
+                    of_bucket.extend(has_room.then_some(n));
                 }
             }
             assert!(expected.len() > 100);
+            assert_eq!(num_left_out > 100, max_bucket == 3);
             for (memory_bytes, num_blocks) in [(u64::MAX, 1..=1), (200_000, 2..=60), (1, 600..=600)] {
-                let (found, num) = choose_of(&all, memory_bytes, max_bucket);
-                assert!(num_blocks.contains(&num), "{memory_bytes} bytes: {num} blocks");
-                assert_eq!(found, expected, "{memory_bytes} bytes, at most {max_bucket} of a bucket");
+                for num_threads in [1, 2, 3] {
+                    let found = choose_of(&all, memory_bytes, max_bucket, num_threads);
+                    let case = format!("{memory_bytes} bytes, at most {max_bucket} of a bucket, {num_threads} threads");
+                    assert!(num_blocks.contains(&found.num_blocks), "{case}: {} blocks", found.num_blocks);
+                    assert_eq!(found.gone, expected, "{case}");
+                    assert_eq!(found.num_left_out, num_left_out, "{case}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn versions_that_all_stay_take_comparisons_that_grow_with_their_number() {
+        // As versions of one text have it: some of 20 buckets each.
+        let document = |n: u64| {
+            let buckets = (0..20).filter(|b| mix(n * 20 + b).is_multiple_of(3));
+            Candidate {
+                payload: n.to_be_bytes(),
+                places: buckets.map(|bucket| Place { bucket, position: n as u32 }).collect(),
+            }
+        };
+        let compared = |num: u64, memory_bytes| {
+            let dir = tempfile::tempdir().expect("a folder");
+            let scratch = Scratch::new(dir.path());
+            let options = Options { scratch: &scratch, num_threads: 2, max_bucket: 16, memory_bytes };
+            let num_compared = std::sync::atomic::AtomicU64::new(0);
+            let compare = |_: &[u8; 8], _: &[u8; 8]| {
+                num_compared.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(None)
+            };
+            let never = |_: Gone<8>| Err(Error::Ledger("all of them stay".into()));
+            choose(&options, || Ok((0..num).map(document).map(Ok)), compare, never).expect("chosen");
+            num_compared.into_inner()
+        };
+        // Few are compared with all; those after them with the same few.
+        let counts = [1_000, 2_000, 4_000].map(|num| compared(num, u64::MAX));
+        let grown = [counts[1] - counts[0], counts[2] - counts[1]];
+        assert!(grown[1] as f64 / grown[0] as f64 <= 2.02, "{counts:?}");
+        assert!(counts[2] <= 4_000 * 20 * 16 / 3, "{counts:?}");
+        assert_eq!(compared(4_000, 1 << 20), counts[2], "blocks change nothing");
     }
 
     #[test]

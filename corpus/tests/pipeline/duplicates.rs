@@ -140,6 +140,27 @@ fn candidates_that_do_not_fit_in_memory_are_chosen_from_as_if_they_did() {
 }
 
 #[test]
+fn versions_that_all_stay_are_more_than_are_compared_and_the_same_ones_go_whatever_cuts_them() {
+    let place = Place::empty();
+    // Versions of one text: most are alike by less than the threshold and stay, and share buckets.
+    let original = text(1, 30);
+    let versions = (0..1_500).map(|n| json("", "", &edited(&original, n, 30)));
+    place.write("a.jsonl", versions.collect::<String>());
+    place.write("pipeline.toml", format!("{MINHASH}[[stage]]\nkind = \"sentences\"\n"));
+    let report = place.run(&["--threads", "1", "--memory", "2G"]);
+    let expected = files(&place.path("out"));
+    let counts = &report.stages[0].counts;
+    let num_left_out: u64 = counts.notes.values().sum();
+    assert!(num_left_out > 1_000 && counts.docs_out > 750 && counts.docs_out < 1_500, "{counts:?}");
+    for options in [&["--threads", "3", "--shards", "3", "--piece", "200K"][..], &["--threads", "2", "--memory", "64M"]]
+    {
+        std::fs::remove_dir_all(place.path("work")).expect("remove");
+        assert_eq!(place.run(options), report, "{options:?}");
+        assert!(files(&place.path("out")) == expected, "{options:?}");
+    }
+}
+
+#[test]
 fn the_same_address_is_found_and_the_preferred_source_stays() {
     let place = Place::empty();
     place.write(
