@@ -29,6 +29,8 @@ pub(crate) enum Deadline {
     Later,
     /// Links were reported missing. The reports are weighed, and somebody goes or all begin again.
     Links,
+    /// Workers are lost one after the other, and no epoch starts. The next begins.
+    NextEpoch,
     /// A place is empty and nobody takes it. The job may go on with fewer replicas.
     Replacement,
     /// A step is to be committed, or all are to prepare. Whoever hangs is looked for.

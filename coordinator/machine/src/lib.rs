@@ -47,7 +47,7 @@
 //!     validations                  what they found, in pages
 //!     activity                     who hangs                     job_context, context      what a decision may look at and do
 //!     reach, fitness, readers      who is to blame (T-11)
-//!     moves, replacement           places that are moved, or wait for somebody
+//!     moves, replacement, pace     places that are moved, or wait for somebody; epochs that wait for more deaths
 //!     later                        epochs that workers know and the store does not
 //! ```
 //!
@@ -85,6 +85,7 @@ mod limits;
 mod machine;
 mod moves;
 mod naming;
+mod pace;
 mod places;
 mod pool;
 mod progress;

@@ -15,7 +15,7 @@ use crate::facts::{facts, in_words};
 use crate::fitness::Until;
 use crate::proof::Proof;
 use crate::record::{Heal, Inputs, Process, Rung, SeenBy, State};
-use crate::recovery::{self, Holding, NextEpoch, Resume, Situation, Source};
+use crate::recovery::{self, Holding, Loss, NextEpoch, Resume, Situation, Source};
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::failpoint;
@@ -57,6 +57,10 @@ impl Job {
         if num_empty == 0 && self.core.epoch.why_again().is_none() {
             return;
         }
+        let (world, now) = (self.core.world(), cx.now.monotonic);
+        if self.may_lose_more() && !self.pace.may_begin(&mut self.core.deadlines, world, now) {
+            return;
+        }
         let next = recovery::decide(&Situation {
             shape: &self.core.record.shape,
             places: &self.core.record.places,
@@ -86,6 +90,13 @@ impl Job {
                 self.incidents.fenced(&mut self.core.context(cx), rung, &reason);
             }
         }
+    }
+
+    /// Workers ended before the epoch started, as those of a host or a rack do one after the other.
+    fn may_lose_more(&self) -> bool {
+        let epoch = &self.core.epoch;
+        let has_ended = |loss: &Loss| matches!(loss.by, SeenBy::StreamClosed | SeenBy::Silence);
+        !epoch.is_started() && epoch.why_again().is_none() && epoch.losses().iter().all(has_ended)
     }
 
     /// Where the next epoch has its state from.
@@ -139,6 +150,7 @@ impl Job {
         self.stragglers.begin(&record.spec, &shape, keeps);
         self.reach.begin_epoch(&mut self.core.deadlines);
         self.replacement.reset(&mut self.core.deadlines);
+        self.pace.begin(&mut self.core.deadlines, cx.now.monotonic);
         self.set_state(cx, state, reason);
         self.check_fingerprints(cx);
         self.core.event(cx, if state == State::Starting { "job.starting" } else { "job.recovering" }, reason);
@@ -346,6 +358,7 @@ impl Job {
         let is_heal = heal.is_some();
         self.moves.started();
         self.core.epoch.start(base_step);
+        self.pace.start();
         self.core.curve.forget_question();
         let record = self.core.record.edit(cx.out);
         record.heal = heal;

@@ -38,6 +38,7 @@ use crate::incidents::{Incidents, Sighting};
 use crate::job_context::{Core, Kept};
 use crate::later::Later;
 use crate::moves::Moves;
+use crate::pace::Pace;
 use crate::progress::{Progress, StepSummary};
 use crate::reach::Reach;
 use crate::readers::Readers;
@@ -69,6 +70,7 @@ pub(crate) struct Job {
     readers: Readers,
     moves: Moves,
     replacement: ReplacementWait,
+    pace: Pace,
     assigned: Assigned,
     later: Later,
     /// What it waits for in the queue, as it was told last.
@@ -104,6 +106,7 @@ impl Job {
             readers: Readers::default(),
             moves: Moves::default(),
             replacement: ReplacementWait::default(),
+            pace: Pace::default(),
             assigned: Assigned::default(),
             later: Later::default(),
             waits: None,
@@ -424,6 +427,7 @@ impl Job {
         self.stragglers = Stragglers::default();
         self.moves = Moves::default();
         self.replacement = ReplacementWait::default();
+        self.pace = Pace::default();
         self.assigned = Assigned::default();
     }
 
@@ -445,6 +449,7 @@ impl Job {
             Deadline::Return => !self.core.epoch.awaited().is_empty(),
             Deadline::Later
             | Deadline::Links
+            | Deadline::NextEpoch
             | Deadline::Replacement
             | Deadline::Retry { .. }
             | Deadline::WorkerAside { .. }
@@ -473,6 +478,10 @@ impl Job {
             Deadline::Return => self.return_passed(cx),
             Deadline::Later => self.adopt_later(cx),
             Deadline::Links => self.links_passed(cx),
+            Deadline::NextEpoch => {
+                self.core.deadlines.clear(&Deadline::NextEpoch);
+                cx.out.unsettled = true;
+            }
             Deadline::Replacement => {
                 self.replacement.pass(&mut self.core.deadlines);
                 cx.out.unsettled = true;

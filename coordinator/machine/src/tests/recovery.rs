@@ -73,6 +73,42 @@ fn without_redundancy_everyone_goes_on_from_the_newest_checkpoint() {
 }
 
 #[test]
+fn a_host_that_dies_one_worker_after_the_other_is_few_epochs() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(8, 20, "fault_tolerance.min_dp = 8"));
+    let ids: Vec<String> = (0..16).map(|n| format!("w{n:02}")).collect();
+    ids.iter().for_each(|id| world.join(id));
+    world.settle();
+    world.train(&job, 3);
+    let epoch = |world: &World| world.record(&job).epoch.get();
+    assert_eq!(epoch(&world), 1);
+    let placed: Vec<String> = world.record(&job).places.iter().flatten().map(|w| w.to_string()).collect();
+    let mut epochs = Vec::new();
+    for id in &placed[..7] {
+        world.kill(id);
+        epochs.push(epoch(&world));
+    }
+    assert_eq!(epochs, [2, 3, 3, 3, 3, 3, 3], "two at once, and the others wait for more");
+    world.pass(Duration::from_millis(10));
+    let record = world.record(&job);
+    let found = (record.epoch.get(), record.places.num_empty());
+    assert_eq!(
+        found,
+        (5, 0),
+        "one for all of them, which finds that both holders of a shard are lost: {}",
+        record.reason
+    );
+    world.settle();
+    world.train(&job, 3);
+    let before = epoch(&world);
+    world.kill(&placed[7]);
+    assert_eq!(epoch(&world), before + 1, "after a start an epoch begins at once again");
+    world.settle();
+    world.train(&job, 20);
+    assert_eq!(world.record(&job).state, State::Done);
+}
+
+#[test]
 fn a_worker_that_hangs_is_replaced_after_the_failure_timeout() {
     let (mut world, job) = running(1, "");
     world.pass(Duration::from_secs(1));
