@@ -68,10 +68,10 @@ pub unsafe fn product(
     true
 }
 
-/// One instruction set: `$lanes` columns at a time in a vector `$vector`, for tiles of up to `$rows` rows, which the numbers at the end count.
+/// One instruction set: `$lanes` columns at a time in a vector, for tiles of up to `$rows` rows, which the numbers at the end count.
 macro_rules! kind {
     (
-        $(#[$doc:meta])* $kind:ident, $features:literal, $vector:ty, $lanes:literal, $rows:literal,
+        $(#[$doc:meta])* $kind:ident, $features:literal, $lanes:literal, $rows:literal,
         $zero:ident, $load:ident, $store:ident, $set:ident, $mul:ident, $fmadd:ident,
         $unpack_low:ident, $unpack_high:ident, $unpack_low_pairs:ident, $unpack_high_pairs:ident, $to_pairs:ident, $from_pairs:ident,
         $quads:item, $($number:literal)*
@@ -164,7 +164,7 @@ macro_rules! kind {
             #[inline]
             #[target_feature(enable = $features)]
             unsafe fn tile_of<const R: usize>(a: Operand<'_>, b: Operand<'_>, col: usize, to: Target) {
-                let (alpha, beta) = ($set(to.alpha), $set(to.beta));
+                let alpha = $set(to.alpha);
                 let columns = b.data.as_ptr().wrapping_add(col * b.col_stride);
                 let next = columns.wrapping_add(LANES * b.col_stride);
                 let num_next = LANES.min(b.cols - col - LANES);
@@ -208,15 +208,14 @@ macro_rules! kind {
                             }
                         }
                     }
+                    let beta = if first == 0 { to.beta } else { 1.0 };
                     for (r, acc) in acc.into_iter().enumerate() {
                         // SAFETY: the caller's.
                         unsafe {
                             let c = to.c.add(r * to.stride);
                             let mut x = $mul(acc, alpha);
-                            if first > 0 {
-                                x = $fmadd($load(c), $set(1.0), x);
-                            } else if to.beta != 0.0 {
-                                x = $fmadd($load(c), beta, x);
+                            if beta != 0.0 {
+                                x = $fmadd($load(c), $set(beta), x);
                             }
                             $store(c, x);
                         }
@@ -247,7 +246,7 @@ macro_rules! kind {
 
 kind! {
     /// By AVX-512.
-    of_16, "avx512f,avx512bw,avx512dq,avx512vl", __m512, 16, 16,
+    of_16, "avx512f,avx512bw,avx512dq,avx512vl", 16, 16,
     _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_mul_ps, _mm512_fmadd_ps,
     _mm512_unpacklo_ps, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpackhi_pd, _mm512_castps_pd, _mm512_castpd_ps,
     // SAFETY: whoever calls has the instructions, and all elements are there.
@@ -267,7 +266,7 @@ kind! {
 
 kind! {
     /// By AVX2.
-    of_8, "avx2,fma", __m256, 8, 6,
+    of_8, "avx2,fma", 8, 6,
     _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_mul_ps, _mm256_fmadd_ps,
     _mm256_unpacklo_ps, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpackhi_pd, _mm256_castps_pd, _mm256_castpd_ps,
     // SAFETY: whoever calls has the instructions, and all elements are there.
