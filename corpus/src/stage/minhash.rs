@@ -57,13 +57,8 @@ fn remove_all(work: &Work<'_>, _: &Minhash) -> Result<()> {
 
 /// How much a stage left out.
 pub fn note(work: &Work<'_>) -> Result<(String, u64)> {
-    let num_left_out = read_json(&left_out_path(&work.folder.join("near")))?;
+    let num_left_out = read_json(&stars::left_out_path(&work.folder.join("near")))?;
     Ok(("places in buckets beyond max_bucket, of documents that stay".into(), num_left_out))
-}
-
-/// How many places nobody is compared with.
-fn left_out_path(near: &Path) -> PathBuf {
-    near.with_extension("left-out")
 }
 
 /// For each document with words: its identity, and beside it the keys of its bands in the order of documents.
@@ -267,7 +262,7 @@ fn decide(work: &Work<'_>, options: &Minhash) -> Result<()> {
         found.push(Verdict { ordinal, kept, score: gone.score, rule: 1 }.to_bytes())
     };
     let num_left_out = stars::choose(&choice, || ByRank::open(work), like, gone)?;
-    write_json(&left_out_path(&near), &num_left_out)?;
+    write_json(&stars::left_out_path(&near), &num_left_out)?;
     runs::save(&near, found.finish()?)?;
     context.watch.step(0);
     Ok(())

@@ -71,13 +71,8 @@ fn remove(work: &Work<'_>, options: &Sentences) -> Result<()> {
 
 /// How much the stage left out.
 pub fn note(work: &Work<'_>) -> Result<(String, u64)> {
-    let num_left_out = read_json(&left_out_path(&work.folder.join("near")))?;
+    let num_left_out = read_json(&stars::left_out_path(&work.folder.join("near")))?;
     Ok((format!("places in buckets beyond {MAX_BUCKET}, of sentences that stay"), num_left_out))
-}
-
-/// How many places nobody is compared with.
-fn left_out_path(near: &Path) -> PathBuf {
-    near.with_extension("left-out")
 }
 
 /// Removes the segments that verdicts name; the document as a whole if too little is left.
@@ -243,8 +238,8 @@ fn tables(work: &Work<'_>, options: &Sentences) -> Result<Vec<(PathBuf, (u64, u6
 /// Who has a neighbour in a table.
 fn neighbours(work: &Work<'_>, options: &Sentences) -> Result<()> {
     work.tasks("neighbours", &tables(work, options)?, |path, (n, mask)| {
-        let num_members = members(work.context, options, path, places(work)?, (*n, *mask))?;
-        write_json(path, &num_members)?;
+        members(work.context, options, path, places(work)?, (*n, *mask))?;
+        write_json(path, &())?;
         Ok(0)
     })
 }
@@ -279,7 +274,7 @@ fn decide(work: &Work<'_>, options: &Sentences) -> Result<()> {
         found.push(verdict(&gone.payload[8..], &gone.kept[8..], distance, 1))
     };
     let num_left_out = stars::choose(&choice, candidates, like, gone)?;
-    write_json(&left_out_path(&near), &num_left_out)?;
+    write_json(&stars::left_out_path(&near), &num_left_out)?;
     runs::save(&near, found.finish()?)?;
     context.watch.step(0);
     Ok(())
@@ -289,14 +284,14 @@ fn records_path(members: &Path) -> PathBuf {
     members.with_extension("records")
 }
 
-/// Of one table: the sentences that have a neighbour in their bucket, by number; how many places those are.
+/// Of one table: the sentences that have a neighbour in their bucket, by number.
 fn members(
     context: &Context<'_>,
     options: &Sentences,
     path: &Path,
     places: Merge<PLACE_BYTES>,
     (table, mask): (u64, u64),
-) -> Result<u64> {
+) -> Result<()> {
     let mut sorter = Sorter::<BUCKET_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
     for (number, place) in places.enumerate() {
         let hash = u64_at(&place?, 25);
@@ -307,7 +302,7 @@ fn members(
         sorter.push(record)?;
     }
     let mut found = Sorter::<MEMBER_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
-    let (mut bucket, mut position, mut num_members) = (table << 48, 0u32, 0);
+    let (mut bucket, mut position) = (table << 48, 0u32);
     runs::groups(sorter.finish()?, 8, MAX_LOOKED_AT, |group, goes_on| {
         if !goes_on {
             (bucket, position) = (bucket + 1, 0);
@@ -322,14 +317,13 @@ fn members(
             member[..4].copy_from_slice(&record[8..12]);
             member[4..12].copy_from_slice(&bucket.to_be_bytes());
             member[12..].copy_from_slice(&position.to_be_bytes());
-            num_members += 1;
             position = position.saturating_add(1);
             found.push(member)?;
         }
         Ok(())
     })?;
     runs::save(&records_path(path), found.finish()?)?;
-    Ok(num_members)
+    Ok(())
 }
 
 /// Sentences whose equal goes for a third one go for that one.

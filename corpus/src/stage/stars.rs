@@ -49,6 +49,11 @@ pub struct Options<'a> {
     pub memory_bytes: u64,
 }
 
+/// Where a stage whose verdicts are in `near` says how many places nobody is compared with.
+pub fn left_out_path(near: &Path) -> PathBuf {
+    near.with_extension("left-out")
+}
+
 // What a block takes in memory, with what is made on the way.
 const DOC_BYTES: u64 = 96;
 const PLACE_BYTES: u64 = 32;
