@@ -76,6 +76,16 @@ fn data_that_cannot_be_read_fails_the_job_in_words() -> Result<()> {
     check_fails(&cluster, &file("nothing"), &["nothing"])?;
     let weights = format!("init_from = \"{}\"\n", path(&dir.join("short.txt")));
     check_fails(&cluster, &short_job((1, 1, 2), 5, &weights), &["initial weights", "short.txt"])?;
+    // Whatever the weights are: a row of the embedding means another token there.
+    let header = br#"{"__metadata__":{"tokenizer":"0123abcd"}}"#;
+    let other = [&(header.len() as u64).to_le_bytes(), &header[..]].concat();
+    std::fs::write(dir.join("other.safetensors"), other)?;
+    let weights = format!("init_from = \"{}\"\n", path(&dir.join("other.safetensors")));
+    check_fails(
+        &cluster,
+        &short_job((1, 1, 2), 5, &weights),
+        &["other.safetensors", "tokenizer", "0123abcd there and bytes in"],
+    )?;
     let resume = format!("resume_from = \"{}\"\n", path(&dir.join("step-7")));
     check_fails(&cluster, &short_job((1, 1, 2), 5, &resume), &["cannot resume", "step 7"])?;
     // The workers are none the worse for it.

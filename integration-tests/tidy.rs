@@ -222,7 +222,9 @@ fn job_keys() -> Result<BTreeSet<String>> {
     let source = mixed["data"]["source"][0].as_table().context("a source is a table")?;
     keys.extend(source.keys().map(|key| format!("data.source.{key}")));
     // Of its kind alone; an answer is worth something by either of these.
-    let of_policy = format!("{POLICY}ppo.reward_model = \"/r\"\nppo.reference = \"/m\"\nppo.kl_target = 6.0\n");
+    let of_policy = format!(
+        "{POLICY}ppo.reward_model = \"/r\"\nppo.reward_mean = 0.0\nppo.reward_std = 1.0\nppo.reference = \"/m\"\nppo.kl_target = 6.0\n"
+    );
     let policy: toml::Table = toroid_torus::job::parse(&of_policy)?.to_toml().parse()?;
     for (section, value) in table.iter().chain(policy.iter().filter(|(section, _)| *section == "ppo")) {
         insert_keys(section, value, &mut keys);

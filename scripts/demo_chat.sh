@@ -112,7 +112,6 @@ stop_token = 2
 max_tokens = 28
 temperature = 1.0
 reward_model = "reward.safetensors"
-reward_std = 0.5
 # The reward model knows answers that end: what it says of one that is cut means nothing.
 no_stop_penalty = 10.0
 kl_coef = 0.1

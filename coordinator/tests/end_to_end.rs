@@ -145,6 +145,7 @@ impl Worker {
             digest: String::new(),
             entries: Vec::new(),
             kl_coef: None,
+            reward_scale: None,
         };
         self.say(FromWorker::ShardWritten(proto::ShardWritten {
             job_id: self.assign.job_id.clone(),

@@ -299,7 +299,15 @@ fn whole_manifest(dp: usize) -> Manifest {
             bytes += entry.bytes();
         }
         let writer = Writer { epoch: 3, rank, world: shape.world(), owner };
-        ShardFile { file: ShardFile::name_of(&writer), rank, bytes, digest: String::new(), entries, kl_coef: None }
+        ShardFile {
+            file: ShardFile::name_of(&writer),
+            rank,
+            bytes,
+            digest: String::new(),
+            entries,
+            kl_coef: None,
+            reward_scale: None,
+        }
     };
     Manifest {
         format: FORMAT,

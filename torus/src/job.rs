@@ -21,7 +21,7 @@ use crate::schedule::OptimizerConfig;
 use data::DataFile;
 pub use data::{DataConfig, SOURCES_MAX, SampleOrder, SourceConfig};
 pub use kind::{JobKind, RewardConfig};
-pub use ppo::{Form, PpoConfig};
+pub use ppo::{Form, PpoConfig, RewardScale};
 
 /// A job, complete: nothing is left to a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

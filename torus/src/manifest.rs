@@ -19,7 +19,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::Shape;
-use crate::job::JobSpec;
+use crate::job::{JobSpec, RewardScale};
 use crate::model::TensorSpec;
 use crate::owner::{OwnerId, Stamp};
 use crate::partition::{self, Partition, Slice};
@@ -116,6 +116,9 @@ pub struct ShardFile {
     /// Of a job of kind `ppo`: what a nat of divergence costs from this step on, which follows from all iterations before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_coef: Option<f64>,
+    /// Of a job of kind `ppo` with a reward model: what its scores are measured by from the first iteration on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_scale: Option<RewardScale>,
 }
 
 /// Who writes a file.

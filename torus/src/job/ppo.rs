@@ -73,14 +73,40 @@ pub struct PpoConfig {
     /// An export of a job of kind `reward`, whose score an answer has; of the same model but for what it ends with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_model: Option<PathBuf>,
-    /// Taken off that score, which is then divided by `reward_std`: mean and deviation of the scores of good answers make them of one size.
-    #[serde(default)]
-    pub reward_mean: f64,
-    #[serde(default = "unit")]
-    pub reward_std: f64,
+    /// Taken off that score, which is then divided by `reward_std`. What is not given is that of the answers of the first iteration, so that
+    /// the score of what the job begins with has the mean 0 and the deviation 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_mean: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_std: Option<f64>,
     /// What an answer has to look like, which is worth 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<Form>,
+}
+
+/// What scores of a reward model are measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RewardScale {
+    pub mean: f64,
+    pub std: f64,
+}
+
+impl RewardScale {
+    /// That of the keys, and for what they leave open that of `scores`, as many as are numbers. Where those do not differ, the deviation is 1.
+    pub fn of(ppo: &PpoConfig, scores: impl Iterator<Item = f64>) -> RewardScale {
+        let scores: Vec<f64> = scores.filter(|score| score.is_finite()).collect();
+        let num = scores.len().max(1) as f64;
+        let mean = scores.iter().sum::<f64>() / num;
+        let std = (scores.iter().map(|score| (score - mean) * (score - mean)).sum::<f64>() / num).sqrt();
+        RewardScale {
+            mean: ppo.reward_mean.unwrap_or(mean),
+            std: ppo.reward_std.unwrap_or(if std > 0.0 { std } else { 1.0 }),
+        }
+    }
+
+    pub fn apply(self, score: f64) -> f64 {
+        (score - self.mean) / self.std
+    }
 }
 
 /// A form of answers that can be looked at without a model: it ends with the stop token, and what comes before has so many tokens, all of
@@ -288,8 +314,13 @@ impl PpoConfig {
             ("ppo.value_clip", self.value_clip, "a positive number", positive(self.value_clip)),
             ("ppo.value_coef", self.value_coef, "at least 0", at_least_0(self.value_coef)),
             ("ppo.no_stop_penalty", self.no_stop_penalty, "at least 0", at_least_0(self.no_stop_penalty)),
-            ("ppo.reward_mean", self.reward_mean, "a number", true),
-            ("ppo.reward_std", self.reward_std, "a positive number", positive(self.reward_std)),
+            ("ppo.reward_mean", self.reward_mean.unwrap_or(0.0), "a number", true),
+            (
+                "ppo.reward_std",
+                self.reward_std.unwrap_or(1.0),
+                "a positive number",
+                self.reward_std.is_none_or(positive),
+            ),
         ] {
             if !ok || !found.is_finite() {
                 return value(key, found, expected.into());

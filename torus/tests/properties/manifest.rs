@@ -30,7 +30,15 @@ fn files(model: &ModelConfig, shape: &Shape) -> Vec<ShardFile> {
             bytes += 4 * entry.range.len() as u64;
         }
         let writer = Writer { epoch: 3, rank, world: shape.world(), owner: owner() };
-        ShardFile { file: ShardFile::name_of(&writer), rank, bytes, digest: String::new(), entries, kl_coef: None }
+        ShardFile {
+            file: ShardFile::name_of(&writer),
+            rank,
+            bytes,
+            digest: String::new(),
+            entries,
+            kl_coef: None,
+            reward_scale: None,
+        }
     };
     (0..shape.world()).map(file).collect()
 }

@@ -36,8 +36,8 @@ fn the_least_policy_has_every_default() {
         side_by_side: 16,
         reference: None,
         reward_model: None,
-        reward_mean: 0.0,
-        reward_std: 1.0,
+        reward_mean: None,
+        reward_std: None,
         form: Some(Form { tokens: [48, 49].into(), min: 1, max: 1 << 24 }),
     };
     let spec = job("", "");

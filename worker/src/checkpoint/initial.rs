@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::TensorView;
 use safetensors::{SafeTensorError, SafeTensors};
 use toroid_hf::{Dtype, Folder};
+use toroid_torus::manifest::Manifest;
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::Partition;
 
@@ -79,6 +80,41 @@ pub fn load_initial(
     }
     params[partition.len..].fill(0.0);
     Ok(())
+}
+
+/// Refuses the weights of [`load_initial`] where their files say that a row of the embedding means a token of another tokenizer than `expected`
+/// (hexadecimal blake3 of its file; `None`: a token is a byte). Ours say it; files of others do not.
+pub fn check_tokenizer(path: &Path, expected: Option<&str>) -> Result<(), CheckpointError> {
+    let refuse = |problem| CheckpointError::Initial { path: path.into(), problems: vec![problem] };
+    let files = match fs::metadata(path).map_err(|e| refuse(cannot_read(path, &e)))?.is_dir() {
+        true => toroid_hf::safetensors_in(path).map_err(|e| refuse(cannot_read(path, &e)))?,
+        false => vec![path.into()],
+    };
+    for file in files {
+        let map = File::open(&file).and_then(|f| map_file(&f)).map_err(|e| refuse(cannot_read(&file, &e)))?;
+        // Whoever loads it says what is wrong with it.
+        let Ok((_, header)) = SafeTensors::read_metadata(&map) else { continue };
+        let found = header.metadata().as_ref().and_then(|notes| notes.get(TOKENIZER_NOTE));
+        let expected = expected.unwrap_or(BYTE_TOKENS);
+        if let Some(found) = found.filter(|found| *found != expected) {
+            let problem = format!(
+                "the tokenizer (blake3 of its file) is {found} there and {expected} in the data of this job; make token files with the \
+                 tokenizer of the model"
+            );
+            return Err(refuse(problem));
+        }
+    }
+    Ok(())
+}
+
+/// What a file of weights is noted by of the tokenizer, and the note where a token is a byte.
+const TOKENIZER_NOTE: &str = "tokenizer";
+const BYTE_TOKENS: &str = "bytes";
+
+/// The notes of an export.
+pub(super) fn notes(manifest: &Manifest) -> Vec<(&'static str, String)> {
+    let tokenizer = manifest.tokenizer.as_deref().unwrap_or(BYTE_TOKENS).to_string();
+    vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string()), (TOKENIZER_NOTE, tokenizer)]
 }
 
 /// What files may have that are of a model which ends otherwise: it is passed over.

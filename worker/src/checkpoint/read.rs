@@ -15,6 +15,7 @@ use toroid_torus::partition::{LocalSlice, Partition, Slice};
 
 use super::encode::{byte_range, bytes_of, copy_values, header};
 use super::exported::Exported;
+use super::initial::notes;
 use super::objects::Objects;
 use super::{CheckpointError, Storage, name_in};
 
@@ -67,8 +68,7 @@ impl Storage {
 /// See [`Storage::export`].
 pub(super) fn export(objects: &dyn Objects, manifest: &Manifest, path: &Path) -> Result<u64, CheckpointError> {
     let tensors = manifest.job.model.tensors();
-    let metadata =
-        [("format", "pt".to_string()), ("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
+    let metadata: Vec<_> = std::iter::once(("format", "pt".to_string())).chain(notes(manifest)).collect();
     let header = header(&metadata, tensors.iter().map(|t| (t.name.as_str(), &t.shape[..])));
     let bytes = header.len() as u64 + tensors.iter().map(|t| 4 * t.num_elements() as u64).sum::<u64>();
     let mut exported = Exported::create(path, bytes)?;
@@ -93,7 +93,7 @@ pub(super) fn export_hf(
     shard_bytes: u64,
     carried: Vec<(String, Vec<u8>)>,
 ) -> Result<Written, ExportError<CheckpointError>> {
-    let notes = vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
+    let notes = notes(manifest);
     let source = Source::new(objects, manifest);
     let options = Options { dtype, shard_bytes, has_byte_tokens: manifest.tokenizer.is_none(), carried, notes };
     toroid_hf::export(path, &manifest.job.model, &options, |tensor, values| source.fill_whole(&tensor.name, values))

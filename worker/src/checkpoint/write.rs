@@ -135,7 +135,15 @@ impl Owned {
             return Ok(written);
         }
         upload.finish()?;
-        Ok(ShardFile { file, rank: writer.rank, bytes, digest: String::new(), entries, kl_coef: None })
+        Ok(ShardFile {
+            file,
+            rank: writer.rank,
+            bytes,
+            digest: String::new(),
+            entries,
+            kl_coef: None,
+            reward_scale: None,
+        })
     }
 
     /// What the manifest of a complete step says of this shard; `None` where it is to be written beside.

@@ -68,10 +68,10 @@ impl Sources {
         self.digest
     }
 
-    /// blake3 of the tokenizer's file; `None`: a token is a byte.
-    pub fn tokenizer(&self) -> Option<[u8; 32]> {
+    /// Hexadecimal blake3 of the tokenizer's file; `None`: a token is a byte.
+    pub fn tokenizer(&self) -> Option<String> {
         let tokens = self.datasets[0].tokens();
-        (!tokens.are_bytes()).then(|| tokens.tokenizer())
+        (!tokens.are_bytes()).then(|| blake3::Hash::from_bytes(tokens.tokenizer()).to_hex().to_string())
     }
 
     pub fn mixture(&self) -> &Mixture {

@@ -77,8 +77,8 @@ impl<D: CachedAttention> Job<D> {
     /// Writes this place's shard of the committed state in the background.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
         let by = Saver { place: &self.assignment, fence: &self.fence, emit };
-        let kl_coef = self.policy.as_ref().map(Policy::kl_coef);
-        let of = SavedStep { step: self.committed, skipped: self.skipped, kl_coef };
+        let carried = self.policy.as_ref().map(Policy::carried);
+        let of = SavedStep { step: self.committed, skipped: self.skipped, carried };
         self.checkpoints.write(by, of, self.passes.device(), self.shards.own());
     }
 

@@ -17,11 +17,11 @@ use super::held::Held;
 use super::initial::initial_params;
 use super::job::Job;
 use super::ppo::models::ModelSources;
-use super::ppo::state::Policy;
+use super::ppo::state::{Carried, Policy};
 use super::samples::Samples;
 use super::save::Checkpoints;
 use super::workspace::{Parts, Workspace, fetch_weights};
-use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage};
+use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, check_tokenizer};
 use crate::comm::Fence;
 use crate::data::{Local, Sources};
 use crate::device::CachedAttention;
@@ -57,8 +57,14 @@ impl<D: CachedAttention> Job<D> {
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
         }
+        let tokenizer = sources.tokenizer();
+        let fetch = |path: &Path| {
+            let local = fetch_weights(environment, path, until)?;
+            check_tokenizer(local.path(), tokenizer.as_deref()).map_err(PrepareError::Initial)?;
+            Ok::<Local, PrepareError>(local)
+        };
         let fetched = match (&source, &spec.init_from) {
-            (Source::Initial, Some(path)) => Some(fetch_weights(environment, path, until)?),
+            (Source::Initial, Some(path)) => Some(fetch(path)?),
             _ => None,
         };
         let weights = fetched.as_ref().map(Local::path);
@@ -69,7 +75,7 @@ impl<D: CachedAttention> Job<D> {
         }
         let model_sources = match &spec.ppo {
             Some(ppo) => {
-                let fetch = |path: &Path| fetch_weights(environment, path, until).map(Arc::new);
+                let fetch = |path: &Path| fetch(path).map(Arc::new);
                 let reference = ppo.reference.as_deref().or(spec.init_from.as_deref());
                 let (reference, reward) = (reference.map(fetch), ppo.reward_model.as_deref().map(fetch));
                 Some(ModelSources { reference: reference.transpose()?, reward: reward.transpose()? })
@@ -84,7 +90,7 @@ impl<D: CachedAttention> Job<D> {
             fence,
             links: None,
             samples: Samples::new(sources, notes),
-            policy: Policy::new(&spec, source.kl_coef()),
+            policy: Policy::new(&spec, source.carried()),
             models,
             model_sources,
             passes,
@@ -149,8 +155,9 @@ impl<'a> Source<'a> {
     }
 
     /// Of a job of kind ppo.
-    fn kl_coef(&self) -> Option<f64> {
-        self.manifest().and_then(|m| m.files.first()?.kl_coef)
+    fn carried(&self) -> Option<Carried> {
+        let file = self.manifest().and_then(|m| m.files.first())?;
+        Some(Carried { kl_coef: file.kl_coef?, reward_scale: file.reward_scale })
     }
 
     /// A job that resumes another's checkpoint does not validate that step again.
@@ -290,7 +297,7 @@ fn check_resume(spec: &JobSpec, path: &str, manifest: &Manifest, sources: &Sourc
         return differs("seed", spec.seed.to_string(), manifest.job.seed.to_string());
     }
     // A row of the embedding means another token there.
-    let tokenizer = sources.tokenizer().map(|digest| blake3::Hash::from_bytes(digest).to_hex().to_string());
+    let tokenizer = sources.tokenizer();
     if manifest.tokenizer != tokenizer {
         let in_words = |tokenizer: Option<String>| tokenizer.unwrap_or_else(|| "bytes".into());
         return differs(

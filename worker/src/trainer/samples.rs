@@ -30,8 +30,8 @@ impl Samples {
         self.sources.digest()
     }
 
-    /// blake3 of the tokenizer's file; `None`: a token is a byte.
-    pub fn tokenizer(&self) -> Option<[u8; 32]> {
+    /// Hexadecimal blake3 of the tokenizer's file; `None`: a token is a byte.
+    pub fn tokenizer(&self) -> Option<String> {
         self.sources.tokenizer()
     }
 

@@ -24,6 +24,7 @@ use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 
 use super::emit::{Emit, EventOf};
 use super::lane::{Lane, Waited};
+use super::ppo::state::Carried;
 use super::publish::Publishing;
 use super::samples::Samples;
 use super::shared::Shared;
@@ -65,8 +66,8 @@ pub(super) struct SavedStep {
     pub step: Step,
     /// Updates that were skipped until then.
     pub skipped: u64,
-    /// Of a job of kind ppo, see [`ShardFile::kl_coef`].
-    pub kl_coef: Option<f64>,
+    /// Of a job of kind ppo.
+    pub carried: Option<Carried>,
 }
 
 /// What rank 0 is to publish.
@@ -142,7 +143,9 @@ impl Checkpoints {
             shared.end_saving();
             event.emit(match made {
                 Ok(file) => {
-                    let file = ShardFile { kl_coef: of.kl_coef, ..file };
+                    let (kl_coef, reward_scale) =
+                        (of.carried.map(|c| c.kl_coef), of.carried.and_then(|c| c.reward_scale));
+                    let file = ShardFile { kl_coef, reward_scale, ..file };
                     let write_s = (system::now() - saving.since).as_secs_f64();
                     Event::ShardWritten { step, file: Box::new(file), write_s }
                 }
@@ -193,7 +196,7 @@ impl Checkpoints {
             samples: spec.samples_of(step.get()),
             skipped_steps: self.skipped_at.get(&step).copied().unwrap_or(skipped),
             data_digest: blake3::Hash::from_bytes(samples.data_digest()).to_hex().to_string(),
-            tokenizer: samples.tokenizer().map(|digest| blake3::Hash::from_bytes(digest).to_hex().to_string()),
+            tokenizer: samples.tokenizer(),
             files,
         };
         let (fence, shared) = (by.fence.clone(), Arc::clone(shared));

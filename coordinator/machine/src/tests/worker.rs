@@ -539,6 +539,7 @@ impl Worker {
             digest: String::new(),
             entries: Vec::new(),
             kl_coef: None,
+            reward_scale: None,
         };
         let body = proto::ShardWritten {
             job_id: work.job.clone(),

@@ -73,6 +73,7 @@ fn a_failed_checkpoint_is_dropped() {
         digest: String::new(),
         entries: Vec::new(),
         kl_coef: None,
+        reward_scale: None,
     };
     let written = Event::ShardWritten { step: Step::new(5), file: Box::new(file), write_s: 0.1 };
     check(&mut session, vec![told(2, written)], &["send ShardWritten"]);
@@ -154,8 +155,15 @@ fn t9_shards_of_the_newest_checkpoints_are_said_again() {
     for input in [assign(1), prepared(1), start(1)] {
         session.handle(input);
     }
-    let file =
-        ShardFile { file: "s".into(), rank: 0, bytes: 1, digest: String::new(), entries: Vec::new(), kl_coef: None };
+    let file = ShardFile {
+        file: "s".into(),
+        rank: 0,
+        bytes: 1,
+        digest: String::new(),
+        entries: Vec::new(),
+        kl_coef: None,
+        reward_scale: None,
+    };
     let written =
         |step| told(1, Event::ShardWritten { step: Step::new(step), file: Box::new(file.clone()), write_s: 0.5 });
     check(&mut session, (1..=70).map(written).collect(), &["send ShardWritten"; 70]);

@@ -212,6 +212,31 @@ fn an_export_for_hugging_face_is_initial_weights_again() {
     }
 }
 
+/// Exports of both kinds say whose tokens the rows of the embedding are; what others save says nothing, and is taken.
+#[test]
+fn weights_of_another_tokenizer_are_refused() {
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(2, 1, 1));
+    let other = Manifest { step: 20, tokenizer: Some("ab12".into()), ..write_shards(&storage, 20, shape(2, 1, 1)) };
+    storage.publish(&other).unwrap();
+    for (step, own, another) in [(10, None, Some("ab12")), (20, Some("ab12"), None), (20, Some("ab12"), Some("cd"))] {
+        let path = folder.path().join(format!("{step}.safetensors"));
+        storage.export(step, &path).unwrap();
+        let hf = folder.path().join(format!("hf-{step}-{another:?}"));
+        storage.export_hf(step, &hf, toroid_hf::Dtype::F32, 4_000, Vec::new()).unwrap();
+        for path in [&path, &hf] {
+            check_tokenizer(path, own).unwrap();
+            let error = check_tokenizer(path, another).unwrap_err().to_string();
+            let (found, expected) = (own.unwrap_or("bytes"), another.unwrap_or("bytes"));
+            assert!(error.contains(&format!("is {found} there and {expected} in the data")), "{error}");
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+        }
+    }
+    let path = folder.path().join("theirs.safetensors");
+    save(&path, &f32_tensors());
+    check_tokenizer(&path, Some("ab12")).unwrap();
+}
+
 /// As others save it: halves of another width, one file, no index, a buffer of old versions, a head that is the embedding.
 #[test]
 fn folders_of_hugging_face_are_taken_as_others_save_them() {

@@ -4,7 +4,8 @@
 //!   first step of an iteration   prompts (T-5) --write--> answers --score--> log-probabilities and values of the policy,
 //!                                of the reference, scores --a sum over the torus--> every place has all of it: sealed
 //!   each step of it              a minibatch of the answers, as any other step
-//!   its last commit              the rollouts go, the coefficient of the divergence is that of the next
+//!   its last commit              the rollouts go, the coefficient of the divergence is that of the next; the first one leaves what scores
+//!                                are measured by
 //! ```
 //!
 //! Rollouts are a pure function of (seed, iteration, parameters): a place that dies before the first minibatch is committed has them made again,
@@ -37,6 +38,7 @@ use toroid_torus::ids::{Rank, Step};
 
 use config::config;
 use rollouts::Rollouts;
+use state::Carried;
 
 use super::error::StepError;
 use super::job::Job;
@@ -50,7 +52,7 @@ impl<D: CachedAttention> Job<D> {
     pub(super) fn roll_out(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
         let spec = Arc::clone(&self.assignment.spec);
         let Some(policy) = &mut self.policy else { return Ok(()) };
-        let (first, kl_coef) = (self.committed, policy.kl_coef);
+        let (first, carried) = (self.committed, policy.carried);
         if !first.get().is_multiple_of(spec.steps_of_iteration()) {
             assert!(policy.rollouts.is_some(), "a place within an iteration has its rollouts");
             return Ok(());
@@ -64,7 +66,7 @@ impl<D: CachedAttention> Job<D> {
         shared.enter("share rollouts");
         long_sum(links, shared, &spec.shape, &mut numbers)?;
         if let Some(policy) = &mut self.policy {
-            policy.rollouts = Some(Rollouts::new(&spec, first, kl_coef, numbers));
+            policy.rollouts = Some(Rollouts::new(&spec, first, carried, numbers));
         }
         Ok(())
     }
@@ -81,11 +83,11 @@ impl<D: CachedAttention> Job<D> {
         let Some(policy) = &mut self.policy else { return Ok(()) };
         policy.drop_uncommitted(&spec, step);
         let within = step.get() % spec.steps_of_iteration();
-        let mut told = vec![0.0; 1 + if within > 0 { Rollouts::len(&spec) } else { 0 }];
+        let mut told = vec![0.0; Carried::LEN + if within > 0 { Rollouts::len(&spec) } else { 0 }];
         if self.assignment.rank == source {
-            told[0] = policy.kl_coef;
+            told[..Carried::LEN].copy_from_slice(&policy.carried.told());
             if let Some(rollouts) = &policy.rollouts {
-                told[1..].copy_from_slice(rollouts.numbers());
+                told[Carried::LEN..].copy_from_slice(rollouts.numbers());
             }
         }
         long_sum(links, shared, &spec.shape, &mut told)?;
@@ -93,9 +95,10 @@ impl<D: CachedAttention> Job<D> {
             if failpoint!(StaleKlCoef) {
                 told[0] = config(&spec).kl_coef;
             }
-            policy.kl_coef = told[0];
+            let numbers = told.split_off(Carried::LEN);
+            policy.carried = Carried::of_told([told[0], told[1], told[2]]);
             let first = Step::new(step.get() - within);
-            policy.rollouts = (within > 0).then(|| Rollouts::new(&spec, first, told[0], told.split_off(1)));
+            policy.rollouts = (within > 0).then(|| Rollouts::new(&spec, first, policy.carried, numbers));
         }
         Ok(())
     }

@@ -12,9 +12,10 @@
 
 use toroid_torus::cursor::{Cursor, splitmix64};
 use toroid_torus::ids::Step;
-use toroid_torus::job::{JobSpec, PpoConfig, SampleOrder};
+use toroid_torus::job::{JobSpec, PpoConfig, RewardScale, SampleOrder};
 
 use super::config::config;
+use super::state::Carried;
 use crate::data::Batch;
 use crate::trainer::samples::Samples;
 
@@ -69,7 +70,7 @@ pub(in crate::trainer) struct Rollouts {
     /// Step that it begins with.
     first: Step,
     kl_coef: f64,
-    next_kl_coef: f64,
+    next: Carried,
     max_tokens: usize,
     numbers: Vec<f64>,
     lessons: Vec<Lesson>,
@@ -148,17 +149,20 @@ impl Rollouts {
         put(&mut said.reference.iter().map(|x| f64::from(*x)));
     }
 
-    /// `numbers` are those of all answers of the iteration that begins with step `first`.
-    pub fn new(spec: &JobSpec, first: Step, kl_coef: f64, numbers: Vec<f64>) -> Rollouts {
+    /// `numbers` are those of all answers of the iteration that begins with step `first`; `carried`: what the iterations before leave it.
+    pub fn new(spec: &JobSpec, first: Step, carried: Carried, numbers: Vec<f64>) -> Rollouts {
         let ppo = config(spec);
         assert_eq!(numbers.len(), Rollouts::len(spec), "the numbers of an iteration");
         let all = || {
             numbers.chunks_exact(stride(ppo.max_tokens)).map(|values| Numbers { values, max_tokens: ppo.max_tokens })
         };
+        let Carried { kl_coef, reward_scale } = carried;
+        let measured = || RewardScale::of(ppo, all().map(|answer| answer.score()));
+        let reward_scale = ppo.reward_model.as_ref().map(|_| reward_scale.unwrap_or_else(measured));
         let mut figures = Figures::default();
         let mut lessons: Vec<Lesson> = Vec::new();
         for answer in all() {
-            let score = score_of(ppo, &answer);
+            let score = score_of(ppo, reward_scale, &answer);
             let rewards = rewards(answer.logps(), answer.reference(), kl_coef, score);
             lessons.push(lesson(&rewards, answer.old_values(), ppo.gamma, ppo.lambda));
             figures.score += score;
@@ -177,7 +181,7 @@ impl Rollouts {
         Rollouts {
             first,
             kl_coef,
-            next_kl_coef: ppo.next_kl_coef(kl_coef, figures.kl, lessons.len() as u64),
+            next: Carried { kl_coef: ppo.next_kl_coef(kl_coef, figures.kl, lessons.len() as u64), reward_scale },
             max_tokens: ppo.max_tokens,
             lessons,
             figures,
@@ -193,8 +197,9 @@ impl Rollouts {
         self.kl_coef
     }
 
-    pub fn next_kl_coef(&self) -> f64 {
-        self.next_kl_coef
+    /// What the next iteration begins with.
+    pub fn next(&self) -> Carried {
+        self.next
     }
 
     pub fn figures(&self) -> Figures {
@@ -276,9 +281,9 @@ pub(super) fn load_text(
     rows
 }
 
-/// What an answer is worth.
-fn score_of(ppo: &PpoConfig, answer: &Numbers<'_>) -> f64 {
-    let of_model = ppo.reward_model.as_ref().map_or(0.0, |_| (answer.score() - ppo.reward_mean) / ppo.reward_std);
+/// What an answer is worth. `reward_scale` is there where the job has a reward model.
+fn score_of(ppo: &PpoConfig, reward_scale: Option<RewardScale>, answer: &Numbers<'_>) -> f64 {
+    let of_model = reward_scale.map_or(0.0, |scale| scale.apply(answer.score()));
     let of_form = ppo.form.as_ref().map_or(0.0, |form| {
         let tokens = answer.tokens();
         let without_stop = &tokens[..tokens.len() - usize::from(answer.has_stop())];
@@ -366,6 +371,7 @@ mod tests {
     }
 
     const L: usize = 3;
+    const HALF: Carried = Carried { kl_coef: 0.5, reward_scale: None };
 
     fn spec(keys: &str) -> JobSpec {
         toroid_torus::job::parse(&format!(
@@ -402,7 +408,7 @@ mod tests {
         answer(1, &[7, 8, 7], &[-1.0; 3], &[-1.0; 3], 1.0, &mut numbers, &spec);
         answer(2, &[9], &[-3.0], &[-1.0], 1.0, &mut numbers, &spec);
         answer(3, &[8, 9], &[-1.0; 2], &[-1.0; 2], -1.0, &mut numbers, &spec);
-        let found = Rollouts::new(&spec, Step::ZERO, 0.5, numbers);
+        let found = Rollouts::new(&spec, Step::ZERO, HALF, numbers);
         // Scores: (5 - 1) / 2 + 1; 0 - 1; 0; (-1 - 1) / 2 + 1.
         let scores = [3.0, -1.0, 0.0, 0.0];
         let figures = found.figures();
@@ -414,12 +420,45 @@ mod tests {
         assert_eq!(found.lessons.iter().map(|l| l.returns.len()).collect::<Vec<_>>(), [2, 3, 1, 2]);
     }
 
+    /// What the keys leave open is measured once, and scores of later iterations are by the same measure.
+    #[test]
+    fn scores_of_the_first_iteration_have_the_mean_0_and_the_deviation_1() {
+        let scores = [5.0, 1.0, 1.0, -1.0];
+        let (mean, std) = (1.5, 4.75_f64.sqrt());
+        let found = |keys: &str, carried: Carried, scores: [f32; 4]| {
+            let spec = spec(&format!("reward_model = 'r'\n{keys}"));
+            let mut numbers = vec![0.0; Rollouts::len(&spec)];
+            for (n, score) in (0..).zip(scores) {
+                answer(n, &[7, 9], &[-1.0; 2], &[-1.0; 2], score, &mut numbers, &spec);
+            }
+            Rollouts::new(&spec, Step::ZERO, carried, numbers)
+        };
+        let last = |found: &Rollouts| found.lessons.iter().map(|l| l.returns[1]).collect::<Vec<f64>>();
+        let first = found("", HALF, scores);
+        near(&last(&first), &scores.map(|score| (f64::from(score) - mean) / std));
+        near(&[first.figures().score], &[0.0]);
+        let carried = first.next();
+        near(&carried.told()[1..], &[mean, std]);
+        assert_eq!(Carried::of_told(carried.told()), carried);
+        let later = found("", carried, [2.0; 4]);
+        near(&last(&later), &[(2.0 - mean) / std; 4]);
+        assert_eq!(later.next().reward_scale, carried.reward_scale);
+        // Each key stands for itself; where all are alike, or no numbers, none divides by nothing.
+        near(&last(&found("reward_mean = 1.0\n", HALF, scores)), &scores.map(|score| (f64::from(score) - 1.0) / std));
+        near(&last(&found("reward_std = 2.0\n", HALF, scores)), &scores.map(|score| (f64::from(score) - mean) / 2.0));
+        near(&last(&found("", HALF, [3.0; 4])), &[0.0; 4]);
+        let with_nan = found("", HALF, [f32::NAN, 3.0, 1.0, f32::INFINITY]);
+        near(&with_nan.next().told()[1..], &[2.0, 1.0]);
+        assert_eq!(HALF.told()[2], 0.0);
+        assert_eq!(Carried::of_told(HALF.told()), HALF);
+    }
+
     /// Each pass has every answer once; the first in the order in which they were scored.
     #[test]
     fn a_pass_takes_each_answer_once() {
         let spec = spec("form = { tokens = [7] }\n");
         for first in [0, 4] {
-            let found = Rollouts::new(&spec, Step::new(first), 0.5, vec![0.0; Rollouts::len(&spec)]);
+            let found = Rollouts::new(&spec, Step::new(first), HALF, vec![0.0; Rollouts::len(&spec)]);
             let pass = |n: u64| {
                 (0..2).flat_map(|k| found.minibatch(&spec, Step::new(first + 2 * n + k))).collect::<Vec<u64>>()
             };
@@ -429,7 +468,7 @@ mod tests {
             assert_eq!(second, [0, 1, 2, 3]);
         }
         // Answers without a token are nothing to learn from, and no fault.
-        let none = Rollouts::new(&spec, Step::ZERO, 0.5, vec![0.0; Rollouts::len(&spec)]);
+        let none = Rollouts::new(&spec, Step::ZERO, HALF, vec![0.0; Rollouts::len(&spec)]);
         assert_eq!((none.num_trained(&spec, Step::ZERO), none.figures().entropy), (0, 0.0));
     }
 }

@@ -2,29 +2,54 @@
 
 use toroid_torus::failpoint;
 use toroid_torus::ids::Step;
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{JobSpec, RewardScale};
 
 use super::rollouts::Rollouts;
+
+/// What goes on from one iteration to the next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::trainer) struct Carried {
+    /// What a nat of divergence costs in the iteration that begins next.
+    pub kl_coef: f64,
+    /// `None` before the first iteration has ended, and without a reward model.
+    pub reward_scale: Option<RewardScale>,
+}
+
+impl Carried {
+    /// Numbers of [`Carried::told`].
+    pub const LEN: usize = 3;
+
+    /// As places tell each other.
+    pub fn told(self) -> [f64; Carried::LEN] {
+        // No deviation is 0.
+        let scale = self.reward_scale.unwrap_or(RewardScale { mean: 0.0, std: 0.0 });
+        [self.kl_coef, scale.mean, scale.std]
+    }
+
+    pub fn of_told([kl_coef, mean, std]: [f64; Carried::LEN]) -> Carried {
+        Carried { kl_coef, reward_scale: (std != 0.0).then_some(RewardScale { mean, std }) }
+    }
+}
 
 /// Rollouts of an iteration, and what goes on from one to the next.
 #[derive(Debug)]
 pub(in crate::trainer) struct Policy {
-    /// What a nat of divergence costs in the iteration that begins next.
-    pub(super) kl_coef: f64,
+    pub(super) carried: Carried,
     /// From the first step of an iteration to its last commit.
     pub(super) rollouts: Option<Rollouts>,
 }
 
 impl Policy {
-    /// `None` for other kinds. `kl_coef`: what a checkpoint says.
-    pub fn new(spec: &JobSpec, kl_coef: Option<f64>) -> Option<Policy> {
+    /// `None` for other kinds. `saved`: what a checkpoint says.
+    pub fn new(spec: &JobSpec, saved: Option<Carried>) -> Option<Policy> {
         let ppo = spec.ppo.as_ref()?;
-        let kl_coef = kl_coef.filter(|_| !failpoint!(ForgetKlCoef)).unwrap_or(ppo.kl_coef);
-        Some(Policy { kl_coef, rollouts: None })
+        let first = Carried { kl_coef: ppo.kl_coef, reward_scale: None };
+        let carried = saved.filter(|_| !failpoint!(ForgetKlCoef)).unwrap_or(first);
+        Some(Policy { carried, rollouts: None })
     }
 
-    pub fn kl_coef(&self) -> f64 {
-        self.kl_coef
+    pub fn carried(&self) -> Carried {
+        self.carried
     }
 
     pub fn rollouts(&self) -> Option<&Rollouts> {
@@ -41,7 +66,7 @@ impl Policy {
         if committed.get().is_multiple_of(spec.steps_of_iteration())
             && let Some(rollouts) = self.rollouts.take()
         {
-            self.kl_coef = rollouts.next_kl_coef();
+            self.carried = rollouts.next();
         }
     }
 

@@ -8,6 +8,7 @@ use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of};
 use toroid_torus::ids::Step;
 
 use super::ppo_of_job::rollouts::{Answer, Rollouts, Said};
+use super::ppo_of_job::state::Carried;
 use super::*;
 
 /// Two to nine tokens, the first always the same.
@@ -178,12 +179,15 @@ fn every_prompt_is_answered_once() {
     }
 }
 
-/// T-4: whoever dies, in a rollout, between minibatches or after the last: the curve is that of the undisturbed run.
+/// T-4: whoever dies, in a rollout, between minibatches or after the last: the curve is that of the undisturbed run, also where scores of a model
+/// are measured by those of the first iteration.
 #[test]
 fn t4_deaths_while_a_policy_is_optimized_leave_no_trace() {
-    for shape in [(2, 1, 2), (1, 2, 2)] {
+    for (shape, has_model) in [((2, 1, 2), true), ((1, 2, 2), false)] {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let spec = policy_job(shape, dir.path(), 16, "", "");
+        let model =
+            if has_model { format!("reward_model = {:?}\n", first_reward_model(dir.path())) } else { String::new() };
+        let spec = policy_job(shape, dir.path(), 16, "", &model);
         let undisturbed = heal::Cluster::start(&spec, dir.path()).finish();
         assert_eq!(undisturbed.len(), 16);
         let mut cluster = heal::Cluster::start(&spec, dir.path());
@@ -272,30 +276,34 @@ fn a_policy_learns_the_form_that_is_rewarded() {
     assert!(last.stopped > 0.9 && last.kl > 0.0 && last.kl < 8.0, "{last:?}");
 }
 
+/// A job that learns from pairs of these texts, each with what of it is the answer.
+fn reward_job(texts: &[(Vec<u32>, Vec<bool>)], dir: &Path, keys: &str) -> JobSpec {
+    let pairs = dir.join("pairs.tokens");
+    let document = |n: usize| -> Document<'_> { (&texts[n].0[..], &texts[n].1[..]) };
+    let all: Vec<([Document<'_>; 2], f32)> =
+        (0..texts.len() / 2).map(|n| ([document(2 * n), document(2 * n + 1)], 0.0)).collect();
+    std::fs::write(&pairs, toroid_tokens::preferences_file_of(&all, 256, BYTES_TOKENIZER)).expect("write the pairs");
+    job::parse(&format!(
+        "kind = \"reward\"\nsteps = 4\nseed = 11\n{keys}[model]\n{MODEL}[batch]\nmicro_batch = 4\nglobal = 8\n\
+         [data]\npath = {pairs:?}\nvalidation = 0.0\norder = \"sequential\"\n"
+    ))
+    .expect("a valid job")
+}
+
+/// The weights of a reward model as it begins.
+fn first_reward_model(dir: &Path) -> PathBuf {
+    let weights = dir.join("reward.safetensors");
+    // Some texts, so that there are weights at all.
+    let some: Vec<_> = (0..32).map(|n| (vec![65, 66, 48 + n % 2, 0], vec![false, false, true, true])).collect();
+    write_weights(&each_place(&reward_job(&some, dir, ""), dir, |job, _, _| weights_of(&job))[0], &weights);
+    weights
+}
+
 /// The score of an answer is what the reward model gives to the same text: the loss of pairs of answers, as a job of kind reward has it, says so.
 #[test]
 fn answers_are_judged_as_the_reward_model_does() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let pairs = dir.path().join("pairs.tokens");
-    let weights = dir.path().join("reward.safetensors");
-    let write_pairs = |texts: &[(Vec<u32>, Vec<bool>)]| {
-        let document = |n: usize| -> Document<'_> { (&texts[n].0[..], &texts[n].1[..]) };
-        let all: Vec<([Document<'_>; 2], f32)> =
-            (0..texts.len() / 2).map(|n| ([document(2 * n), document(2 * n + 1)], 0.0)).collect();
-        std::fs::write(&pairs, toroid_tokens::preferences_file_of(&all, 256, BYTES_TOKENIZER))
-            .expect("write the pairs");
-    };
-    let reward_job = |keys: &str| {
-        job::parse(&format!(
-            "kind = \"reward\"\nsteps = 4\nseed = 11\n{keys}[model]\n{MODEL}[batch]\nmicro_batch = 4\nglobal = 8\n\
-             [data]\npath = {pairs:?}\nvalidation = 0.0\norder = \"sequential\"\n"
-        ))
-        .expect("a valid job")
-    };
-    // Some texts, so that there are weights at all.
-    let some: Vec<_> = (0..32).map(|n| (vec![65, 66, 48 + n % 2, 0], vec![false, false, true, true])).collect();
-    write_pairs(&some);
-    write_weights(&each_place(&reward_job(""), dir.path(), |job, _, _| weights_of(&job))[0], &weights);
+    let weights = first_reward_model(dir.path());
     let judged = |shape| {
         let spec = policy_job(shape, dir.path(), 4, "", &format!("reward_model = {weights:?}\n"));
         let all = each_place(&spec, dir.path(), |mut job, links, environment| {
@@ -318,8 +326,7 @@ fn answers_are_judged_as_the_reward_model_does() {
     };
     let alone = judged((1, 1, 1));
     let texts: Vec<(Vec<u32>, Vec<bool>)> = alone.iter().map(|(text, _)| text.clone()).collect();
-    write_pairs(&texts);
-    let spec = reward_job(&format!("init_from = {weights:?}\n"));
+    let spec = reward_job(&texts, dir.path(), &format!("init_from = {weights:?}\n"));
     let record = each_place(&spec, dir.path(), |mut job, links, environment| {
         job.step(links, &environment.shared).expect("make a step").expect("the only place has the record")
     });
@@ -364,7 +371,7 @@ fn reference_rollouts(spec: &JobSpec, first: Step) -> Rollouts {
         let said = Said { logps: of("old_logp"), values: of("old_value"), reference: of("ref_logp"), score };
         Rollouts::put(spec, &mut numbers, &reference_answer(n), &said);
     }
-    Rollouts::new(spec, first, 0.05, numbers)
+    Rollouts::new(spec, first, Carried { kl_coef: 0.05, reward_scale: None }, numbers)
 }
 
 /// Weights of two or more dims times `factor`, rounded to f32.
@@ -409,7 +416,8 @@ fn reference_job((tp, pp, dp): (usize, usize, usize), dir: &Path) -> JobSpec {
         "kind = \"ppo\"\nsteps = 10\ninit_from = {weights:?}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
          [batch]\nmicro_batch = 2\nglobal = 4\n[optimizer]\nlr = 1e-3\nwarmup = 4\nweight_decay_final = 0.1\n\
          [data]\npath = {data:?}\norder = \"sequential\"\n\
-         [ppo]\nepochs = 1\nmax_tokens = 20\nstop_token = 0\nreference = {reference:?}\nreward_model = {reward:?}\n"
+         [ppo]\nepochs = 1\nmax_tokens = 20\nstop_token = 0\nreference = {reference:?}\nreward_model = {reward:?}\n\
+         reward_mean = 0.0\nreward_std = 1.0\n"
     ))
     .expect("a valid job")
 }
