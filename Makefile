@@ -113,7 +113,9 @@ soak-control-plane:
 	TOROID_POOL_JOBS=1000 cargo test --release --test system pool::many_small_jobs -- --nocapture
 
 soak-taught:
-	TOROID_TAUGHT_KILLS=50 cargo test --test system chaos::random_kills_while -- --nocapture --test-threads 1
+	cargo build --release --bin toroid
+	cargo build --release -p toroid-corpus
+	scripts/soak_taught.sh target/release/toroid target/release/toroid-data 50
 
 soak-chaos:
 	cargo build --release --bin toroid

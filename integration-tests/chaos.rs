@@ -169,38 +169,14 @@ fn write_pairs(to: &Path) -> Result<()> {
     Ok(std::fs::write(to, toroid_tokens::preferences_file_of(&documents, 256, toroid_tokens::BYTES_TOKENIZER))?)
 }
 
-/// Kills and shapes of the tests below: three at this shape, or `TOROID_TAUGHT_KILLS` at both.
-fn taught_kills(ways: Ways) -> Result<(usize, Vec<Ways>)> {
-    match std::env::var("TOROID_TAUGHT_KILLS") {
-        Ok(text) => {
-            let num = text.parse().with_context(|| format!("read TOROID_TAUGHT_KILLS = {text}"))?;
-            Ok((num, vec![(2, 1, 2), (1, 2, 2)]))
-        }
-        Err(_) => Ok((3, vec![ways])),
-    }
-}
-
-/// Kills workers of a job of this kind, and says how often.
-fn check_taught_kills(ways: Ways, kind: &str, job_file: impl Fn(Ways) -> String) -> Result<Vec<Job>> {
-    let (num, shapes) = taught_kills(ways)?;
-    let mut jobs = Vec::new();
-    for ways in shapes {
-        let job = check_kills_of(&job_file(ways), ways, 1, num)?;
-        println!("{kind} at {ways:?}: {num} kills, {} steps, as undisturbed to the bit", job.committed_step);
-        jobs.push(job);
-    }
-    Ok(jobs)
-}
-
 /// Fine-tuning goes through the same step, and has a loss and samples of its own.
 #[test]
 fn random_kills_while_a_model_is_taught_cost_no_step_and_no_bit() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("dialogues.tokens");
     write_dialogues(&file)?;
-    for job in check_taught_kills((2, 1, 2), "sft", |ways| taught_job("sft", ways, &file, ""))? {
-        ensure!(job.curve.iter().all(|step| step.trained_tokens.is_some_and(|num| num > 0 && num < step.tokens)));
-    }
+    let job = check_kills_of(&taught_job("sft", (2, 1, 2), &file, ""), (2, 1, 2), 1, 3)?;
+    ensure!(job.curve.iter().all(|step| step.trained_tokens.is_some_and(|num| num > 0 && num < step.tokens)));
     Ok(())
 }
 
@@ -209,9 +185,8 @@ fn random_kills_while_a_reward_model_learns_cost_no_step_and_no_bit() -> Result<
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("pairs.tokens");
     write_pairs(&file)?;
-    for job in check_taught_kills((2, 1, 2), "reward", |ways| taught_job("reward", ways, &file, ""))? {
-        ensure!(job.curve.iter().all(|step| step.pairs == 16));
-    }
+    let job = check_kills_of(&taught_job("reward", (2, 1, 2), &file, ""), (2, 1, 2), 1, 3)?;
+    ensure!(job.curve.iter().all(|step| step.pairs == 16));
     Ok(())
 }
 
@@ -221,13 +196,12 @@ fn random_kills_while_a_policy_is_optimized_cost_no_step_and_no_bit() -> Result<
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("prompts.tokens");
     write_dialogues(&file)?;
-    for job in check_taught_kills((1, 2, 2), "ppo", |ways| policy_job(ways, &file))? {
-        for (n, step) in job.curve.iter().enumerate() {
-            let policy = step.policy.context("a step of a policy says so")?;
-            ensure!(n % 4 != 0 || policy.mean_ratio == 1.0, "step {}: {policy:?}", step.step);
-        }
-        ensure!(job.checkpoints.iter().all(|c| c.step % 4 == 0), "{:?}", job.checkpoints);
+    let job = check_kills_of(&policy_job((1, 2, 2), &file), (1, 2, 2), 1, 3)?;
+    for (n, step) in job.curve.iter().enumerate() {
+        let policy = step.policy.context("a step of a policy says so")?;
+        ensure!(n % 4 != 0 || policy.mean_ratio == 1.0, "step {}: {policy:?}", step.step);
     }
+    ensure!(job.checkpoints.iter().all(|c| c.step % 4 == 0), "{:?}", job.checkpoints);
     Ok(())
 }
 
