@@ -20,6 +20,7 @@
 //! | `layout` | dims of this place's share, and where its tensors lie in the flat buffers |
 //! | `block` | scratch, and linear layers |
 //! | `tp` | [`TpComm`]: what is asked of the TP group |
+//! | `threads` | [`ThreadGroup`]: a TP group of threads |
 //! | `watch` | [`Watch`]: who is told which parameters are needed now, and which gradients are final |
 //!
 //! Invariants:
@@ -46,6 +47,7 @@ mod policy_loss;
 mod rows;
 mod score;
 mod stage;
+mod threads;
 mod tp;
 mod watch;
 
@@ -58,5 +60,6 @@ pub use policy::EvaluatedRows;
 pub use policy_loss::{AnswerRows, PolicyLoss, PolicyStats};
 pub use score::PairStats;
 pub use stage::{Allocated, Feed, Input, LossScale, MicroBatchStats, Stage};
+pub use threads::{RankGone, ThreadGroup};
 pub use tp::{Alone, TpComm, all_gather_through_host, all_reduce_through_host};
 pub use watch::{Unwatched, Watch};
