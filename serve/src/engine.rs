@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use toroid_torus::model::ModelConfig;
 use toroid_worker::device::CpuDevice;
 use toroid_worker::generate::{Batch, Ended, Finish, GenerateError, Listener, Sequence};
-use toroid_worker::model::Decoder;
+use toroid_worker::model::{Decode, Decoder};
 
 use crate::figures::Figures;
 use crate::model::{self, Model};
