@@ -1,4 +1,4 @@
-//! `toroid generate`: text from a checkpoint, or from a folder of Hugging Face's, on this machine's CPU.
+//! `toroid generate`: text from a checkpoint, or from a folder of Hugging Face's, on this machine's CPU, in one place or split over several.
 //!
 //! A token is a byte; models with a tokenizer are handed over to `toroid-serve`. What is generated appears as it comes, never with half a character.
 
@@ -9,9 +9,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use tokio::runtime::Runtime;
+use toroid_torus::geometry::Shape;
+use toroid_torus::model::ModelConfig;
+use toroid_torus::partition;
 use toroid_worker::device::{Bf16Choice, CpuDevice};
 use toroid_worker::generate::{Finish, Request, Sampling, generate};
-use toroid_worker::model::Decoder;
+use toroid_worker::model::Split;
 
 use crate::companion;
 use crate::daemon::{default_cache, num_cores};
@@ -80,7 +83,14 @@ pub fn share(text: &str) -> Result<f64, String> {
 /// How this machine's CPU computes.
 #[derive(Debug, clap::Args)]
 pub struct ComputeArgs {
-    /// Compute threads; default: one a core
+    /// TP ranks: each layer's heads, experts and the vocabulary are split over so many places of this process, as in a job of that tp, whose bits
+    /// the logits then have
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    tp: u16,
+    /// PP stages: the layers are split over so many places, which compute one after the other
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pp: u16,
+    /// Compute threads, divided among the places of --tp and --pp, each of which has at least one; default: one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Products of bf16: auto (what is fastest on this kind of processor, measured once), amx, avx512, or f32 after the operands are rounded; as
@@ -90,10 +100,23 @@ pub struct ComputeArgs {
 }
 
 impl ComputeArgs {
-    pub fn device(&self) -> Result<CpuDevice> {
-        let threads = self.threads.map_or_else(num_cores, usize::from);
-        CpuDevice::open(threads, self.bf16, &default_cache()).context("compute on the CPU")
+    /// The places that `model`, which is called `what`, is split over.
+    pub fn split(&self, what: &str, model: &ModelConfig) -> Result<Split<CpuDevice>> {
+        let ComputeArgs { tp, pp, .. } = *self;
+        let tried = || format!("split {what} by --tp {tp} and --pp {pp}");
+        let shape = Shape::new(tp.into(), pp.into(), 1).with_context(tried)?;
+        partition::check(model, &shape).with_context(tried)?;
+        let threads = shares(self.threads.map_or_else(num_cores, usize::from), shape.world());
+        // By what products of bf16 are computed is the same everywhere: it is asked for once.
+        let first = CpuDevice::open(threads[0], self.bf16, &default_cache()).context("compute on the CPU")?;
+        let others: Vec<CpuDevice> = threads[1..].iter().map(|threads| first.with_threads(*threads)).collect();
+        Ok(Split::new(shape, [vec![first], others].concat()))
     }
+}
+
+/// `threads` divided among `num` places, each of which has at least one.
+fn shares(threads: usize, num: usize) -> Vec<usize> {
+    (0..num).map(|i| (threads / num + usize::from(i < threads % num)).max(1)).collect()
 }
 
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
@@ -103,9 +126,10 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
         return companion::SERVE.run(std::env::args_os().skip(1));
     }
     let prompt = args.prompt()?;
-    let device = args.device()?;
+    let split = args.split(&source)?;
     let samples = usize::from(args.samples);
-    let mut decoder = Decoder::new(device, &source.model, source.products, &source.params()?, samples);
+    let decoder = split.decoder(&source.model, source.products, &source.params()?, samples);
+    let mut decoder = decoder.context("start the threads that compute")?;
     let prompt_tokens = tokens_of(&prompt);
     let stops: Vec<Vec<u32>> = args.stop.iter().map(|stop| tokens_of(stop)).collect();
     let request = Request {
@@ -119,7 +143,7 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     };
     let (mut stream, mut written) = (Characters::default(), Ok(()));
     let start = Instant::now();
-    let found = generate(&mut decoder, &request, |_, tokens| {
+    let found = generate(&mut *decoder, &request, |_, tokens| {
         if args.is_live() && written.is_ok() {
             written = output::print(stream.push(tokens));
         }
@@ -161,8 +185,8 @@ impl Args {
         Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p }
     }
 
-    pub fn device(&self) -> Result<CpuDevice> {
-        self.compute.device()
+    pub fn split(&self, source: &ModelSource) -> Result<Split<CpuDevice>> {
+        self.compute.split(&source.what, &source.model)
     }
 
     pub fn prompt(&self) -> Result<String> {
@@ -251,7 +275,41 @@ impl Characters {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        compute: ComputeArgs,
+    }
+
+    /// One clear line for what cannot be split; what can is, with at least one thread a place.
+    #[test]
+    fn a_split_fits_the_model_or_is_refused() {
+        let model = ModelConfig::preset("micro").expect("a preset");
+        let split = |flags: &str| {
+            let words = ["generate"].into_iter().chain(flags.split(' '));
+            let command = Command::try_parse_from(words).map_err(|e| e.to_string())?;
+            command.compute.split("m", &model).map_err(|e| format!("{e:#}"))
+        };
+        let refused = |flags: &str| split(flags).err().unwrap_or_else(|| panic!("{flags} was taken"));
+        assert_eq!(
+            refused("--tp 3"),
+            "split m by --tp 3 and --pp 1: tp 3 does not divide heads = 4; choose a tp that divides it"
+        );
+        assert_eq!(
+            refused("--tp 2 --pp 5"),
+            "split m by --tp 2 and --pp 5: pp 5 is more than the 4 layers; every stage needs at least one"
+        );
+        assert!(refused("--tp 60000 --pp 60000").contains("a job has at most"));
+        assert!(refused("--tp 0").contains("0 is not in 1.."));
+        let taken = split("--tp 4 --pp 2 --threads 1").unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((taken.shape().tp(), taken.shape().pp()), (4, 2));
+        assert_eq!(shares(7, 3), [3, 2, 2]);
+        assert_eq!(shares(1, 2), [1, 1]);
+    }
 
     /// However the bytes come, the text is that of all of them together.
     #[test]

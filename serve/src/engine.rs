@@ -15,10 +15,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::mpsc::UnboundedSender;
+use toroid_torus::geometry::Shape;
 use toroid_torus::model::ModelConfig;
+use toroid_torus::partition;
 use toroid_worker::device::CpuDevice;
 use toroid_worker::generate::{Batch, Ended, Finish, GenerateError, Listener, Sequence};
-use toroid_worker::model::Decoder;
+use toroid_worker::model::{Decode, Split};
 
 use crate::figures::Figures;
 use crate::model::{self, Model};
@@ -104,8 +106,13 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn of(model: &ModelConfig, num_params: usize, room: Room) -> Memory {
-        let row = 2 * model.kv_heads * model.head_dim * ELEMENT_BYTES;
+    /// Of all places of `shape`: what several of them hold counts as often.
+    pub fn of(model: &ModelConfig, shape: &Shape, room: Room) -> Memory {
+        let kv_heads = shape.tp() * partition::kv_heads(model, shape.tp(), 0).len();
+        let row = 2 * kv_heads * model.head_dim * ELEMENT_BYTES;
+        let places = (0..shape.world()).map(|rank| shape.place(rank));
+        let num_params: usize =
+            places.map(|place| partition::partition(model, shape, place.tp, place.pp).padded_len).sum();
         Memory {
             weight_bytes: num_params * ELEMENT_BYTES,
             cache_bytes: row * model.layers * room.places * room.context,
@@ -132,13 +139,15 @@ struct Shared {
 }
 
 impl Engine {
-    /// Reads the weights, and starts the thread; it ends when the engine is dropped and no text is on its way.
-    pub fn start(model: Model, device: CpuDevice, room: Room) -> Result<Engine> {
+    /// Reads the weights, and starts the thread, with those of the places of `split`, which was made for this model; it ends when the engine is
+    /// dropped and no text is on its way.
+    pub fn start(model: Model, split: Split<CpuDevice>, room: Room) -> Result<Engine> {
         let params = model.source.params()?;
         let digest = model::digest(model.config(), &params);
-        let memory = Memory::of(model.config(), params.len(), room);
+        let memory = Memory::of(model.config(), split.shape(), room);
         let config = ModelConfig { seq: room.context, ..model.config().clone() };
-        let decoder = Decoder::new(device, &config, model.source.products, &params, room.places);
+        let decoder = split.decoder(&config, model.source.products, &params, room.places);
+        let decoder = decoder.context("start the threads that compute")?;
         drop(params);
         let model = Arc::new(model);
         let (figures, shared) = (Arc::new(Figures::default()), Arc::new(Shared::default()));
@@ -191,7 +200,7 @@ impl Drop for Ending {
 /// The thread's own.
 struct Computing {
     batch: Batch<Speaker>,
-    decoder: Decoder<CpuDevice>,
+    decoder: Box<dyn Decode + Send>,
     waiting: VecDeque<Task>,
     model: Arc<Model>,
     figures: Arc<Figures>,
@@ -212,7 +221,7 @@ impl Computing {
             self.seat();
             let start = Instant::now();
             let before = self.num_running();
-            let ended = self.batch.step(&mut self.decoder);
+            let ended = self.batch.step(&mut *self.decoder);
             self.figures.step(start.elapsed(), before, self.num_running());
             for Ended { listener, result } in ended {
                 listener.end(result);

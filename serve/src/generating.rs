@@ -15,11 +15,11 @@ use crate::engine::{Engine, Event, Refused, Room, Task};
 use crate::model::Model;
 
 pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
-    let (prompt, device, samples) = (args.prompt()?, args.device()?, usize::from(args.samples));
+    let (prompt, samples) = (args.prompt()?, usize::from(args.samples));
     let model = Model::of(ModelSource::open(runtime, args.model())?, args.tokenizer.as_deref(), None)?;
     let prompt = model.tokens.encode(&prompt, true)?;
-    let context = model.config().seq;
-    let engine = Engine::start(model, device, Room { places: samples, waiting: samples, context })?;
+    let (context, split) = (model.config().seq, args.split(&model.source)?);
+    let engine = Engine::start(model, split, Room { places: samples, waiting: samples, context })?;
     let (to, mut events) = mpsc::unbounded_channel();
     let task = |index: usize| Task {
         sequence: Sequence {

@@ -83,8 +83,8 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     );
     let name = args.name.clone().unwrap_or_else(|| name_of(&args.model.model.from));
     let room = Room { places: args.places.into(), waiting: args.waiting as usize, context };
-    let device = args.compute.device()?;
-    let engine = Engine::start(model, device, room)?;
+    let split = args.compute.split(&model.source.what, model.config())?;
+    let engine = Engine::start(model, split, room)?;
     let address = listener.local_addr().context("find the port")?;
     output::line(format_args!("{name} ({}) at http://{address}/v1", engine.model.source.what))?;
     output::note(format_args!(

@@ -105,6 +105,21 @@ fn the_openai_package_is_served() -> Result<()> {
     let said = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "the client failed: {said}");
 
+    // Split over places the model says the same, and how much memory it takes in them all.
+    let split = Server::start(&model, &["--tp", "2", "--pp", "2"])?;
+    let asked = |server: &Server| -> Result<serde_json::Value> {
+        let answer =
+            server.ask("POST", "/v1/completions", r#"{"prompt":["fn main","a"],"n":2,"max_tokens":40,"seed":3}"#)?;
+        let body = answer.split_once("\r\n\r\n").context("a body")?.1;
+        Ok(serde_json::from_str::<serde_json::Value>(body)?["choices"].take())
+    };
+    let (whole, parts) = (asked(&server)?, asked(&split)?);
+    ensure!(whole.as_array().is_some_and(|choices| choices.len() == 4), "{whole}");
+    assert_eq!(parts, whole);
+    let weights = "toroid_serve_weight_bytes";
+    ensure!(split.figure(weights)? > server.figure(weights)?, "norms and routers are at both TP ranks");
+    drop(split);
+
     // One that hangs up streams, and one waits for all of it: they are not computed to their end.
     let abandoned = server.figure("toroid_serve_abandoned_total")?;
     for stream in ["true", "false"] {
@@ -199,6 +214,23 @@ fn words_that_do_not_fit_the_weights_are_refused() -> Result<()> {
     let said = complaint(&tokenizer)?;
     ensure!(said.contains("has tokens up to 260, and the model those below 260"), "{said}");
     ensure!(complaint(&"no tokenizer".into())?.contains("tokenizer.json is not an object of JSON"));
+    Ok(())
+}
+
+#[test]
+fn a_split_that_the_model_cannot_have_is_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let model = dir.path().join("model");
+    folder(&model)?;
+    for (command, flags, expected) in [
+        (&["generate", "--prompt", "a"][..], ["--tp", "3"], "--tp 3 and --pp 1: tp 3 does not divide heads = 4"),
+        (&["serve", "--listen", "127.0.0.1:0"], ["--pp", "5"], "--tp 1 and --pp 5: pp 5 is more than the 4 layers"),
+    ] {
+        let output = toroid_serve(&[command, &["--from", path(&model)], &flags].concat()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains(expected), "{said}");
+        ensure!(output.stdout.is_empty() && said.trim().lines().count() == 1, "one line: {said}");
+    }
     Ok(())
 }
 

@@ -213,6 +213,17 @@ impl Slice {
     }
 }
 
+impl LocalSlice {
+    /// The slice's elements of the whole tensor, in the order of the slice.
+    pub fn of_tensor(&self, tensor: &[f32]) -> Vec<f32> {
+        let mut values = Vec::with_capacity(self.len);
+        for (_, global, len) in self.slice.runs(&self.global_shape) {
+            values.extend_from_slice(&tensor[global..global + len]);
+        }
+        values
+    }
+}
+
 impl Partition {
     /// This place's copy of a replicated slice is the one that is counted in the norm and written to checkpoints.
     pub fn counts(&self, slice: &LocalSlice) -> bool {

@@ -24,7 +24,6 @@ use toroid::files::read_text;
 use toroid::generate::ComputeArgs;
 use toroid::output;
 use toroid_chat::Time;
-use toroid_worker::device::Device as _;
 use toroid_worker::generate::{Finish, Sampling, Sequence};
 
 use crate::engine::{Engine, Event, Refused, Room, Task};
@@ -158,8 +157,8 @@ impl Args {
 
     fn ask(&self, runtime: &Runtime, probes: &Probes) -> Result<Report> {
         let model = Model::open(runtime, &self.model)?;
-        let (context, device) = (model.config().seq, self.compute.device()?);
-        let fingerprint = device.fingerprint(model.source.products);
+        let (context, split) = (model.config().seq, self.compute.split(&model.source.what, model.config())?);
+        let fingerprint = split.fingerprint(model.source.products);
         let samples = u64::from(self.samples);
         let mut questions = Vec::new();
         for (category, found) in probes.category.iter().enumerate() {
@@ -168,7 +167,7 @@ impl Args {
             }
         }
         let room = Room { places: self.places.into(), waiting: questions.len(), context };
-        let engine = Engine::start(model, device, room)?;
+        let engine = Engine::start(model, split, room)?;
         let answers = self.answers(&engine, &questions)?;
         let model = &engine.model;
         let asked = report::Asked {

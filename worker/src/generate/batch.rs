@@ -18,8 +18,8 @@
 
 use super::sample::{self, Key, Sampling};
 use super::{Finish, GenerateError};
-use crate::device::{CachePlace, CachedAttention};
-use crate::model::{Decoder, Row};
+use crate::device::CachePlace;
+use crate::model::{Decode, Row};
 
 /// Rows of prompts in a step.
 pub const PIECE: usize = 64;
@@ -138,7 +138,7 @@ impl<L: Listener> Batch<L> {
     }
 
     /// One forward. Returns the sequences that have ended with it; those whose listener is gone leave without a word.
-    pub fn step<D: CachedAttention>(&mut self, decoder: &mut Decoder<D>) -> Vec<Ended<L>> {
+    pub fn step<D: Decode + ?Sized>(&mut self, decoder: &mut D) -> Vec<Ended<L>> {
         self.places.iter_mut().for_each(|place| drop(place.work.take_if(|work| work.listener.is_gone())));
         let rows = self.rows(decoder);
         if rows.is_empty() {
@@ -165,7 +165,7 @@ impl<L: Listener> Batch<L> {
     }
 
     /// What the next forward computes: a row of each sequence that is written, and a piece of the prompts, first come, first read.
-    fn rows<D: CachedAttention>(&mut self, decoder: &mut Decoder<D>) -> Vec<Row> {
+    fn rows<D: Decode + ?Sized>(&mut self, decoder: &mut D) -> Vec<Row> {
         let mut rows = Vec::new();
         let mut reading: Vec<(u64, usize)> = Vec::new();
         for (i, place) in self.places.iter().enumerate() {
@@ -198,7 +198,7 @@ impl<L: Listener> Batch<L> {
     }
 
     /// Has the sequence at place `i` begun, with what others have of its beginning; false: another reads it right now, which is waited for.
-    fn begin<D: CachedAttention>(&mut self, i: usize, decoder: &mut Decoder<D>) -> bool {
+    fn begin<D: Decode + ?Sized>(&mut self, i: usize, decoder: &mut D) -> bool {
         let Some(work) = &self.places[i].work else { return false };
         if work.num_read.is_some() {
             return true;

@@ -1,22 +1,21 @@
 //! Text from a model: a prompt, and token after token behind it.
 //!
 //! ```text
-//!   prompt --pieces--> Decoder: cache, logits --sample--> token --> stop? --> whoever listens
-//!                         ^------------------------------------'
+//!   prompt --pieces--> Decode: cache, logits --sample--> token --> stop? --> whoever listens
+//!                        ^------------------------------------'
 //! ```
 //!
 //! `batch` decodes any sequences side by side; each is the text that it would be alone (`sample`, and M-5 of the model). [`generate`] is that for the
-//! samples of one prompt.
+//! samples of one prompt. Where a model is, in one place or split over several, is a matter of whoever computes its logits ([`Decode`]).
 //!
-//! Deliberately absent: text (a token is a number), TP and PP.
+//! Deliberately absent: text (a token is a number).
 
 mod batch;
 pub(crate) mod sample;
 
 use std::cell::RefCell;
 
-use crate::device::CachedAttention;
-use crate::model::Decoder;
+use crate::model::Decode;
 
 pub use batch::{Batch, Ended, Listener, Sequence};
 pub use sample::{Key, Sampling};
@@ -83,8 +82,8 @@ pub enum GenerateError {
 /// # Errors
 ///
 /// The prompt is empty or too long, or the model computes no numbers.
-pub fn generate<D: CachedAttention>(
-    decoder: &mut Decoder<D>,
+pub fn generate<D: Decode + ?Sized>(
+    decoder: &mut D,
     request: &Request<'_>,
     said: impl FnMut(usize, &[u32]),
 ) -> Result<Vec<Text>, GenerateError> {

@@ -9,11 +9,13 @@
 //! One row of each sequence is decoding, many rows of one sequence are its prompt, and both may be in one call.
 //!
 //! Invariant **M-5**: the logits of a row are, bit for bit, those of the training forward at that position, whatever other rows come with it,
-//! where the device's products are the same however they are cut ([`CachedAttention::rows_are_independent`]). All that a layer does to a
-//! row but attention is the training's own code, with as many tokens as there are rows; attention adds the same keys in the same order.
+//! where the device's products are the same however they are cut ([`CachedAttention::rows_are_independent`]) and the TP group, if there is one,
+//! sums in the same order. All that a layer does to a row but attention is the training's own code, with as many tokens as there are rows;
+//! attention adds the same keys in the same order.
 //!
 //! A [`StageDecoder`] is that of the layers of one (tp, pp) place: rows come in as tokens or as the residual stream, and leave as that or as this
-//! rank's part of the logits. A [`Decoder`] is the whole model in one place, with parameters of its own.
+//! rank's part of the logits. A [`Decoder`] is the whole model in one place, with parameters of its own; one over several places is in `split`.
+//! Whoever generates asks either by [`Decode`].
 //!
 //! Deliberately absent: which token comes next.
 
@@ -127,6 +129,34 @@ pub enum DecodeOutput<'a> {
     Logits { wanted: &'a [usize], logits: &'a mut [f32] },
 }
 
+/// What has logits of rows, by keys and values that it caches: a model in one place or on several.
+pub trait Decode {
+    /// Tokens that a sequence can have.
+    fn max_tokens(&self) -> usize;
+
+    /// Sequences that it has room for.
+    fn sequences(&self) -> usize;
+
+    /// Tokens of the vocabulary.
+    fn vocab(&self) -> usize;
+
+    /// The first `tokens` of sequence `to` become those of sequence `from`.
+    fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize);
+
+    /// The logits of those of `rows` that are `wanted`, `(wanted, vocab)`, into `logits`; which rows may come: see [`StageDecoder::forward`].
+    ///
+    /// # Panics
+    ///
+    /// Whatever computes has panicked.
+    fn forward_some(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]);
+
+    /// As [`Decode::forward_some`], with the logits of all rows, `(rows, vocab)`.
+    fn forward(&mut self, rows: &[Row], logits: &mut [f32]) {
+        let all: Vec<usize> = (0..rows.len()).collect();
+        self.forward_some(rows, &all, logits);
+    }
+}
+
 /// The layers of one (tp, pp) place with a cache of keys and values. The parameters are somebody else's.
 pub struct StageDecoder<D: CachedAttention> {
     device: D,
@@ -185,7 +215,8 @@ impl<D: CachedAttention> StageDecoder<D> {
         self.layout.d
     }
 
-    fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize) {
+    /// The first `tokens` of sequence `to` become those of sequence `from`.
+    pub(super) fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize) {
         let StageDecoder { device, layout, caches, .. } = self;
         let dims = &layout.attention;
         let row_len = 2 * dims.kv_heads * dims.head_dim;
@@ -287,35 +318,26 @@ impl<D: CachedAttention> Decoder<D> {
         let at = (&shape, Place { tp: 0, pp: 0, dp: 0 });
         Decoder { stage: StageDecoder::new(device, model, products, at, &partition, sequences), params: own }
     }
+}
 
-    /// Tokens that a sequence can have.
-    pub fn max_tokens(&self) -> usize {
+impl<D: CachedAttention> Decode for Decoder<D> {
+    fn max_tokens(&self) -> usize {
         self.stage.max_tokens()
     }
 
-    /// Sequences that it has room for.
-    pub fn sequences(&self) -> usize {
+    fn sequences(&self) -> usize {
         self.stage.sequences()
     }
 
-    /// Tokens of the vocabulary.
-    pub fn vocab(&self) -> usize {
+    fn vocab(&self) -> usize {
         self.stage.vocab().0
     }
 
-    /// The first `tokens` of sequence `to` become those of sequence `from`.
-    pub fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize) {
+    fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize) {
         self.stage.copy_sequence(from, to, tokens);
     }
 
-    /// The logits of `rows`, `(rows, vocab)`, into `logits`; which rows may come: see [`StageDecoder::forward`].
-    pub fn forward(&mut self, rows: &[Row], logits: &mut [f32]) {
-        let all: Vec<usize> = (0..rows.len()).collect();
-        self.forward_some(rows, &all, logits);
-    }
-
-    /// As [`Decoder::forward`], with the logits of the rows `wanted` alone, `(wanted, vocab)`.
-    pub fn forward_some(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]) {
+    fn forward_some(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]) {
         let device = self.stage.device.clone();
         let Decoder { stage, params } = self;
         device.enter(|| {

@@ -16,10 +16,12 @@
 //! | `policy_loss` | what a policy loses at a token of an answer, a pure function |
 //! | `end` | which of `head`, `score` and `policy` the model ends with |
 //! | `rows` | which rows are tokens, and of which text, where samples are dialogues or answers |
-//! | `decode` | [`StageDecoder`], [`Decoder`]: any rows against cached keys and values, for generation |
+//! | `decode` | [`StageDecoder`], [`Decoder`]: any rows against cached keys and values, for generation; [`Decode`] is what that asks for |
+//! | `split` | [`SplitDecoder`]: the same over the places of a [`Split`], each a thread |
 //! | `layout` | dims of this place's share, and where its tensors lie in the flat buffers |
 //! | `block` | scratch, and linear layers |
 //! | `tp` | [`TpComm`]: what is asked of the TP group |
+//! | `threads` | [`ThreadGroup`]: a TP group of threads |
 //! | `watch` | [`Watch`]: who is told which parameters are needed now, and which gradients are final |
 //!
 //! Invariants:
@@ -29,6 +31,7 @@
 //! - **M-2.** A layer's forward and its backward each sum over the TP group twice, whether activations are computed again or not.
 //! - **M-3.** No buffer is allocated after [`Stage::new`].
 //! - **M-5.** A row that is decoded has the bits of the training forward, see `decode`.
+//! - **M-6.** So has a row that is decoded by the places of a split, at the same tp, see `split`.
 //! - **M-4.** A stage's results depend on its parameters and its inputs alone, not on what its buffers held before.
 //!
 //! Deliberately absent: the pipeline's order, the sum of gradients over replicas, the optimizer's state.
@@ -45,11 +48,13 @@ mod policy;
 mod policy_loss;
 mod rows;
 mod score;
+mod split;
 mod stage;
+mod threads;
 mod tp;
 mod watch;
 
-pub use decode::{DecodeInput, DecodeOutput, Decoder, Row, StageDecoder, whole_partition};
+pub use decode::{Decode, DecodeInput, DecodeOutput, Decoder, Row, StageDecoder, whole_partition};
 pub use end::{EndStats, Target};
 pub use layout::largest_operands;
 pub use moe::RouterStats;
@@ -57,6 +62,8 @@ pub use params::Frozen;
 pub use policy::EvaluatedRows;
 pub use policy_loss::{AnswerRows, PolicyLoss, PolicyStats};
 pub use score::PairStats;
+pub use split::{Split, SplitDecoder};
 pub use stage::{Allocated, Feed, Input, LossScale, MicroBatchStats, Stage};
+pub use threads::{RankGone, ThreadGroup};
 pub use tp::{Alone, TpComm, all_gather_through_host, all_reduce_through_host};
 pub use watch::{Unwatched, Watch};

@@ -1,13 +1,17 @@
-//! What is decoded row by row against a cache has the bits of the training forward over the whole sequence (M-5).
+//! What is decoded row by row against a cache has the bits of the training forward over the whole sequence (M-5), also over the places of a split
+//! (M-6).
 
-use std::collections::BTreeMap;
-
+use toroid_torus::geometry::{Place, Shape};
+use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobSpec, Products};
+use toroid_torus::model::ModelConfig;
 use toroid_worker::device::{CachePlace, CachedAttention, CpuDevice, Device};
 use toroid_worker::generate::{Batch, Ended, Finish, GenerateError, Listener, Request, Sampling, Sequence, generate};
-use toroid_worker::model::{Alone, Decoder, Input, Row, whole_partition};
+use toroid_worker::model::{
+    Alone, Decode, Decoder, Input, Row, Split, SplitDecoder, ThreadGroup, TpComm, whole_partition,
+};
 
-use crate::support::{formula_params, read, spec, splitmix64, unfailing, whole};
+use crate::support::{formula_params, read, spec, splitmix64, stage_on, unfailing, whole};
 
 /// Samples of a micro-batch of the training forward.
 const SAMPLES: usize = 2;
@@ -48,62 +52,148 @@ fn long(products: Products) -> JobSpec {
     JobSpec { products, ..toroid_torus::job::parse(&text).expect("the job is valid") }
 }
 
+/// What a decoder has of `spec`'s rows against `expected (SAMPLES, seq, vocab)`: of one sequence token by token, and of sixteen, each so many
+/// tokens ahead of the one before, with a prompt in pieces among them. `make` has so many sequences and threads.
+fn check_decoded(
+    spec: &JobSpec,
+    tokens: &[u32],
+    expected: &[f32],
+    make: impl Fn(usize, usize) -> Box<dyn Decode>,
+    what: &str,
+) {
+    let (seq, vocab) = (spec.model.seq, spec.model.vocab);
+    let row = |sample: usize, sequence: usize, position: usize| Row {
+        place: CachePlace { sequence, position },
+        token: tokens[sample * seq + position],
+    };
+    let expect = |sample: usize, position: usize| &expected[(sample * seq + position) * vocab..][..vocab];
+    let mut alone = make(1, 1);
+    for position in 0..seq {
+        let mut logits = vec![f32::NAN; vocab];
+        alone.forward(&[row(0, 0, position)], &mut logits);
+        check_row(&logits, expect(0, position), &format!("position {position} alone, {what}"));
+    }
+    let mut many = make(16, 2);
+    let end = seq.min(80);
+    for step in 0..end + 16 {
+        let rows: Vec<Row> = (0..16)
+            .flat_map(|sequence| {
+                let sample = sequence % SAMPLES;
+                // The last reads five tokens at a time.
+                let positions = match sequence {
+                    15 => (5 * step).min(end)..(5 * step + 5).min(end),
+                    _ => step.checked_sub(sequence).map_or(0..0, |p| p.min(end)..(p + 1).min(end)),
+                };
+                positions.map(move |position| (sample, sequence, position))
+            })
+            .map(|(sample, sequence, position)| row(sample, sequence, position))
+            .collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let mut logits = vec![f32::NAN; rows.len() * vocab];
+        many.forward(&rows, &mut logits);
+        for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
+            let CachePlace { sequence, position } = row.place;
+            check_row(logits, expect(sequence % SAMPLES, position), &format!("{row:?} among {}, {what}", rows.len()));
+        }
+    }
+}
+
 #[test]
 fn decoded_rows_have_the_bits_of_the_training_forward() {
     for spec in [spec(SAMPLES), long(Products::F32), long(Products::Bf16)] {
-        let (seq, vocab) = (spec.model.seq, spec.model.vocab);
         let tokens = tokens(&spec, 3);
-        let expected = trained(&spec, &tokens);
-        let row = |sample: usize, sequence: usize, position: usize| Row {
-            place: CachePlace { sequence, position },
-            token: tokens[sample * seq + position],
-        };
-        let expect = |sample: usize, position: usize| &expected[(sample * seq + position) * vocab..][..vocab];
+        let make = |sequences, threads| -> Box<dyn Decode> { Box::new(decoder(&spec, sequences, threads)) };
+        check_decoded(&spec, &tokens, &trained(&spec, &tokens), make, "in one place");
+    }
+}
 
-        // One sequence, token by token.
-        let mut alone = decoder(&spec, 1, 1);
-        for position in 0..seq {
-            let mut logits = vec![f32::NAN; vocab];
-            alone.forward(&[row(0, 0, position)], &mut logits);
-            check_row(&logits, expect(0, position), &format!("position {position} alone"));
-        }
-        // What a row has alone it has among others, on any processor.
-        let mut rows_alone = decoder(&spec, 2, 1);
-        let mut of_rows = |sample: usize, position: usize, expected: &mut BTreeMap<(usize, usize), Vec<f32>>| {
-            let mut logits = vec![f32::NAN; vocab];
-            rows_alone.forward(&[row(sample, sample, position)], &mut logits);
-            expected.insert((sample, position), logits);
-        };
-        let mut found_alone = BTreeMap::new();
-        (0..seq.min(80)).for_each(|p| (0..SAMPLES).for_each(|sample| of_rows(sample, p, &mut found_alone)));
-        // Sixteen, each so many tokens ahead of the one before; a prompt in pieces among them.
-        let mut many = decoder(&spec, 16, 2);
-        let end = seq.min(80);
-        for step in 0..end + 16 {
-            let rows: Vec<Row> = (0..16)
-                .flat_map(|sequence| {
-                    let sample = sequence % SAMPLES;
-                    // The last reads five tokens at a time.
-                    let positions = match sequence {
-                        15 => (5 * step).min(end)..(5 * step + 5).min(end),
-                        _ => step.checked_sub(sequence).map_or(0..0, |p| p.min(end)..(p + 1).min(end)),
-                    };
-                    positions.map(move |position| (sample, sequence, position))
-                })
-                .map(|(sample, sequence, position)| row(sample, sequence, position))
-                .collect();
-            if rows.is_empty() {
-                continue;
+/// `(SAMPLES, seq, vocab)` by the training forward at a tp and a pp; the stages of a tp_rank are on one thread.
+fn trained_by(spec: &JobSpec, tokens: &[u32], tp: usize, pp: usize) -> Vec<f32> {
+    let shape = Shape::new(tp, pp, 1).expect("a shape");
+    let of_rank = |group: &mut ThreadGroup| {
+        let mut activations: Vec<f32> = Vec::new();
+        for stage in 0..pp {
+            let place = Place { tp: group.rank(), pp: stage, dp: 0 };
+            let (mut stage, _) = stage_on(&CpuDevice::new(1), spec, &shape, place);
+            let mut next = vec![0.0; stage.activation_len()];
+            let input = if place.pp == 0 { Input::Tokens(tokens) } else { Input::Activations(&activations) };
+            if place.pp + 1 == pp {
+                unfailing(stage.forward(0, input, Some(tokens), group, None));
+                return read(stage.device(), stage.logits(0).expect("the last stage has the head").buf);
             }
-            let mut logits = vec![f32::NAN; rows.len() * vocab];
-            many.forward(&rows, &mut logits);
-            for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
-                let CachePlace { sequence, position } = row.place;
-                check_row(logits, expect(sequence % SAMPLES, position), &format!("{row:?} among {}", rows.len()));
-                let alone = &found_alone[&(sequence % SAMPLES, position)];
-                assert!(logits.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{row:?} among others");
-            }
+            unfailing(stage.forward(0, input, None, group, Some(&mut next)));
+            activations = next;
         }
+        unreachable!("one of the stages is the last")
+    };
+    let parts: Vec<Vec<f32>> = std::thread::scope(|scope| {
+        let rank = |mut group: ThreadGroup| scope.spawn(move || of_rank(&mut group));
+        let ranks: Vec<_> = ThreadGroup::new(tp).into_iter().map(rank).collect();
+        ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect()
+    });
+    let own = spec.model.vocab / tp;
+    (0..SAMPLES * spec.model.seq)
+        .flat_map(|row| parts.iter().flat_map(move |part| &part[row * own..][..own]))
+        .copied()
+        .collect()
+}
+
+/// Every split that the tests of splits are about.
+fn splits() -> impl Iterator<Item = (usize, usize)> {
+    [1, 2, 4].into_iter().flat_map(|tp| [1, 2].map(|pp| (tp, pp)))
+}
+
+fn split(tp: usize, pp: usize, threads: usize) -> Split<CpuDevice> {
+    let shape = Shape::new(tp, pp, 1).expect("a shape");
+    Split::new(shape, (0..tp * pp).map(|_| CpuDevice::new(threads)).collect())
+}
+
+/// M-6, in f32 and bf16. The split of one place, too, goes through threads.
+#[test]
+fn rows_of_a_split_have_the_bits_of_the_training_forward_at_its_tp() {
+    for products in [Products::F32, Products::Bf16] {
+        let spec = JobSpec { products, ..spec(SAMPLES) };
+        let tokens = tokens(&spec, 3);
+        let params = formula_params(&spec, &whole_partition(&spec.model));
+        let whole = trained(&spec, &tokens);
+        for (tp, pp) in splits() {
+            let expected = trained_by(&spec, &tokens, tp, pp);
+            assert_eq!(expected == whole, tp == 1, "pp changes no bit, tp does");
+            let make = |sequences, threads| -> Box<dyn Decode> {
+                let split = split(tp, pp, threads);
+                Box::new(SplitDecoder::new(split, &spec.model, products, &params, sequences).expect("threads"))
+            };
+            check_decoded(&spec, &tokens, &expected, make, &format!("tp {tp} and pp {pp} in {products:?}"));
+        }
+    }
+}
+
+/// Alone, and as one of sixteen.
+#[test]
+fn a_split_writes_the_text_of_one_place() {
+    let mut spec = spec(SAMPLES);
+    spec.model = ModelConfig::preset("micro").expect("a preset");
+    let whole = whole_partition(&spec.model);
+    let mut params = vec![0.0; whole.padded_len];
+    for slice in &whole.slices {
+        fill_initial(slice, 5, &mut params[slice.offset..slice.offset + slice.len]);
+    }
+    let sampling = Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 };
+    let prompt: Vec<u32> = b"fn main".map(u32::from).to_vec();
+    let texts = |tp: usize, pp: usize, samples: usize| {
+        let request =
+            Request { prompt: &prompt, samples, max_tokens: 100, sampling, seed: 7, stops: &[], num_tokens: 256 };
+        let decoder = split(tp, pp, 1).decoder(&spec.model, spec.products, &params, samples);
+        generate(&mut *decoder.expect("threads"), &request, |_, _| {}).expect("the prompt fits")
+    };
+    let expected = texts(1, 1, 16);
+    assert_eq!(expected[0].tokens.len(), spec.model.seq - prompt.len());
+    assert!((1..16).all(|i| expected[i] != expected[0]), "samples are different texts");
+    for (tp, pp) in splits() {
+        assert_eq!(texts(tp, pp, 16), expected, "tp {tp} and pp {pp}");
+        assert_eq!(texts(tp, pp, 1), expected[..1], "tp {tp} and pp {pp}, alone");
     }
 }
 

@@ -6,7 +6,7 @@ use toroid_torus::job::{JobSpec, Products, parse};
 use toroid_torus::pipeline::Schedule;
 use toroid_worker::device::cuda::{GraphCounts, Runtime};
 use toroid_worker::device::{Buffer, CudaDevice, Device};
-use toroid_worker::model::{Alone, Input, LossScale, Stage, TpComm};
+use toroid_worker::model::{Alone, Input, LossScale, Stage, ThreadGroup, TpComm};
 
 use crate::emulator::{self, Emulator};
 use crate::support::*;
@@ -119,7 +119,7 @@ fn tp_2_and_pp_2_have_the_same_bits() {
     let spec = small(Products::Bf16, true);
     let run = |device: fn() -> Cuda| {
         std::thread::scope(|scope| {
-            let rank = |mut tp: Threads| {
+            let rank = |mut tp: ThreadGroup| {
                 let spec = &spec;
                 scope.spawn(move || {
                     let devices = [device(), device()];
@@ -127,7 +127,7 @@ fn tp_2_and_pp_2_have_the_same_bits() {
                     (left, devices.map(|d| d.graph_counts()))
                 })
             };
-            let threads: Vec<_> = Threads::group(2).into_iter().map(rank).collect();
+            let threads: Vec<_> = ThreadGroup::new(2).into_iter().map(rank).collect();
             threads.into_iter().map(|t| t.join().expect("a rank panicked")).collect::<Vec<_>>()
         })
     };

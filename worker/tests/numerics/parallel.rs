@@ -7,7 +7,7 @@ use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::partition::Partition;
 use toroid_worker::device::{Buffer, CpuDevice, Device};
-use toroid_worker::model::{Alone, Input, MicroBatchStats, TpComm};
+use toroid_worker::model::{Alone, Input, MicroBatchStats, RankGone, ThreadGroup, TpComm};
 
 use crate::support::*;
 
@@ -28,6 +28,30 @@ struct PlaceOutcome {
     counts: Vec<u32>,
     partition: Partition,
     grads: Vec<f32>,
+}
+
+/// A rank of a group that counts its all-reduces.
+struct Counted {
+    group: ThreadGroup,
+    num_sums: usize,
+}
+
+impl TpComm for Counted {
+    type Error = RankGone;
+
+    fn size(&self) -> usize {
+        self.group.size()
+    }
+    fn rank(&self) -> usize {
+        self.group.rank()
+    }
+    fn all_reduce(&mut self, buf: &mut [f32]) -> Result<(), RankGone> {
+        self.num_sums += 1;
+        self.group.all_reduce(buf)
+    }
+    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), RankGone> {
+        self.group.all_gather(own, all)
+    }
 }
 
 /// All stages of one tp_rank, one after the other, on one thread.
@@ -79,17 +103,18 @@ fn run(spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
 fn run_on<D: Device + Clone>(device: &D, spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
     let shape = Shape::new(tp, pp, 1).expect("a valid shape");
     let (ranks, num_sums): (Vec<Vec<PlaceOutcome>>, Vec<usize>) = std::thread::scope(|scope| {
-        let run = |(rank, mut group): (usize, Threads)| {
+        let run = |(rank, group): (usize, ThreadGroup)| {
+            let mut group = Counted { group, num_sums: 0 };
             scope.spawn(move || {
                 let outcomes = if tp == 1 {
                     run_rank(device, spec, &shape, rank, &mut Alone)
                 } else {
                     run_rank(device, spec, &shape, rank, &mut group)
                 };
-                (outcomes, group.num_sums())
+                (outcomes, group.num_sums)
             })
         };
-        let threads: Vec<_> = Threads::group(tp).into_iter().enumerate().map(run).collect();
+        let threads: Vec<_> = ThreadGroup::new(tp).into_iter().enumerate().map(run).collect();
         threads.into_iter().map(|t| t.join().expect("a rank panicked")).collect()
     });
     let stats = MicroBatchStats::default();

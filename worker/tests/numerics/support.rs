@@ -1,7 +1,6 @@
 //! The model of the reference, its weights and its batch; and runs of it on any split over TP and PP.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Barrier, Mutex};
 
 use serde::Deserialize;
 use toroid_torus::geometry::{Place, Shape};
@@ -9,7 +8,7 @@ use toroid_torus::job::{self, JobSpec};
 use toroid_torus::partition::{self, Partition};
 use toroid_torus::pipeline::InFlight;
 use toroid_worker::device::{Buffer, CpuDevice, Device};
-use toroid_worker::model::{Alone, Input, MicroBatchStats, Stage, TpComm};
+use toroid_worker::model::{Alone, Input, MicroBatchStats, Stage};
 
 /// What the tests read of the reference file.
 #[derive(Deserialize)]
@@ -171,55 +170,4 @@ pub fn assert_close(what: &str, found: f64, expected: f64, tolerance: f64) {
         error <= tolerance,
         "{what}: expected {expected}, found {found}: off by {error:.2e}, allowed {tolerance:.0e}"
     );
-}
-
-/// A TP group of threads: parts are put on a table, and every rank adds them up in the order of the ranks.
-pub struct Threads {
-    rank: usize,
-    table: Arc<(Barrier, Vec<Mutex<Vec<f32>>>)>,
-    num_sums: usize,
-}
-
-impl Threads {
-    pub fn group(size: usize) -> Vec<Threads> {
-        let table = Arc::new((Barrier::new(size), (0..size).map(|_| Mutex::new(Vec::new())).collect()));
-        (0..size).map(|rank| Threads { rank, table: Arc::clone(&table), num_sums: 0 }).collect()
-    }
-
-    /// All-reduces so far.
-    pub fn num_sums(&self) -> usize {
-        self.num_sums
-    }
-
-    /// Shows every rank's `own` to `f`, in order.
-    fn exchange(&self, own: &[f32], mut f: impl FnMut(usize, &[f32])) {
-        let (barrier, parts) = &*self.table;
-        let lock = |rank: usize| parts[rank].lock().expect("no rank panicked");
-        *lock(self.rank) = own.to_vec();
-        barrier.wait();
-        (0..parts.len()).for_each(|rank| f(rank, &lock(rank)));
-        barrier.wait();
-    }
-}
-
-impl TpComm for Threads {
-    type Error = std::convert::Infallible;
-
-    fn size(&self) -> usize {
-        self.table.1.len()
-    }
-    fn rank(&self) -> usize {
-        self.rank
-    }
-    fn all_reduce(&mut self, buf: &mut [f32]) -> Result<(), Self::Error> {
-        self.num_sums += 1;
-        let own = buf.to_vec();
-        buf.fill(0.0);
-        self.exchange(&own, |_, part| buf.iter_mut().zip(part).for_each(|(a, b)| *a += b));
-        Ok(())
-    }
-    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), Self::Error> {
-        self.exchange(own, |rank, part| all[rank * own.len()..(rank + 1) * own.len()].copy_from_slice(part));
-        Ok(())
-    }
 }

@@ -1,8 +1,10 @@
 //! Against sums made one after the other, for many shapes.
 
+use std::sync::Mutex;
+
 use super::super::frame::HEADER_LEN;
 use super::*;
-use crate::model::TpComm;
+use crate::model::{ThreadGroup, TpComm};
 
 over_all_kinds! {
     what_is_sent_is_what_the_formulas_say
@@ -91,6 +93,22 @@ fn all_reduce_is_right_and_the_same_on_every_rank() {
             });
             assert!(results.iter().all(|bits| *bits == results[0]), "{n} ranks, {len} elements: bits differ");
         }
+    }
+}
+
+/// Threads of one process sum as ranks that exchange their values: any two, and more with short buffers.
+#[test]
+fn a_group_of_threads_has_the_bits_of_the_torus() {
+    for (n, len) in [(1, 9), (2, 7), (2, 100_003), (3, 1025), (4, 5_000)] {
+        let groups: Vec<_> = ThreadGroup::new(n).into_iter().map(Mutex::new).collect();
+        let shape = Shape::new(n, 1, 1).unwrap();
+        on_shape(LinkKind::Shm, &shape, |links| {
+            let (group, mut sum) = (Group::tp(&shape, links.rank()), values(links.rank(), len, false));
+            let mut of_threads = sum.clone();
+            all_reduce_sum(links, &group, Channel::Tp, &mut sum, &mut Vec::new()).unwrap();
+            groups[links.rank()].lock().unwrap().all_reduce(&mut of_threads).unwrap();
+            assert!(sum.iter().zip(&of_threads).all(|(a, b)| a.to_bits() == b.to_bits()), "{n} ranks, {len} elements");
+        });
     }
 }
 

@@ -166,6 +166,11 @@ impl CpuDevice {
         Ok(CpuDevice::with_bf16(threads, isa, bf16.way(isa, cache)?))
     }
 
+    /// One that computes the same way with threads of its own.
+    pub fn with_threads(&self, threads: usize) -> CpuDevice {
+        CpuDevice::with_bf16(threads, self.isa, self.bf16)
+    }
+
     fn with_bf16(threads: usize, isa: Isa, bf16: Bf16) -> CpuDevice {
         CpuDevice { pool: Arc::new(Pool::new(threads)), isa, bf16, allocated: Arc::default() }
     }
