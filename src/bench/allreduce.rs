@@ -388,7 +388,7 @@ impl Bench {
         let Group { dx, dy, me, .. } = self.group;
         match self.path(len) {
             Path::Exchange => schedules::all_gather_direct(dx * dy, 1, me),
-            Path::Direct => schedules::all_reduce_direct(dx, dy, me),
+            Path::Direct | Path::Chunks => schedules::all_reduce_direct(dx, dy, me),
             Path::Ring => schedules::all_reduce(dx, dy, me),
         }
     }
@@ -414,7 +414,7 @@ impl Bench {
         let frames = after.0.frames_sent - before.0.frames_sent;
         let payload = after.0.bytes_sent - before.0.bytes_sent - frames * HEADER_LEN as u64;
 
-        let slices = if path == Path::Exchange { 1 } else { slices_of_chunk(n, len) };
+        let slices = if matches!(path, Path::Exchange | Path::Chunks) { 1 } else { slices_of_chunk(n, len) };
         let mut steps = 0;
         for (number, (members, chunks)) in lines.into_iter().enumerate() {
             let messages = (after.1[number] - before.1[number]) as usize;
@@ -431,7 +431,7 @@ impl Bench {
         let sent: f64 = all.iter().sum();
         let (expected_steps, times) = match path {
             Path::Exchange => (usize::from(n > 1), n * (n - 1)),
-            Path::Direct => (2 * usize::from(dx > 1) + 2 * usize::from(dy > 1), 2 * (n - 1)),
+            Path::Direct | Path::Chunks => (2 * usize::from(dx > 1) + 2 * usize::from(dy > 1), 2 * (n - 1)),
             Path::Ring => (2 * (dx - 1) + 2 * (dy - 1), 2 * (n - 1)),
         };
         let expected = times * len * size_of::<f32>();

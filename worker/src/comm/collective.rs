@@ -1,8 +1,8 @@
 //! Executes collective schedules over links, and the few collectives that training needs.
 //!
-//! The schedules of [`toroid_torus::collective`] decide who sends what when; here they only move. Each sum has one order: that of the
-//! rings, which the direct schedules keep, or where everybody's values are exchanged that of the members. Which of the two, `schedule`
-//! says, so every rank has the same bits (T-4).
+//! The schedules of [`toroid_torus::collective`] decide who sends what when; here they only move. Each sum has one order, so every rank has
+//! the same bits (T-4): over replicas that of the rings, which the direct schedules keep; over a TP group that of the members, so that what a
+//! row sums to does not depend on where in a buffer it lies, and is the same where it is decoded (M-5).
 
 use std::ops::Range;
 
@@ -99,7 +99,7 @@ fn check_chunks(group: &Group, buf: &[f32]) {
     assert!(len.is_multiple_of(members), "{len} elements do not divide into {members} chunks; pad the buffer");
 }
 
-/// Sums `buf` over the group; every member gets the same bits. `buf` has the same length everywhere.
+/// Sums `buf` over the group, every element in the order of the members; every member gets the same bits. `buf` has the same length everywhere.
 pub fn all_reduce_sum(
     links: &mut Links,
     group: &Group,
@@ -111,8 +111,10 @@ pub fn all_reduce_sum(
     if n == 1 {
         return Ok(());
     }
-    if Path::on_line(n, len) != Path::Exchange {
-        return run(links, group, Collective::AllReduce, channel, buf, scratch);
+    match Path::on_line(n, len) {
+        Path::Exchange => {}
+        Path::Chunks => return sum_by_chunks(links, group, channel, buf, scratch),
+        Path::Direct | Path::Ring => return run(links, group, Collective::AllReduce, channel, buf, scratch),
     }
     if n == 2 {
         // Own + other has the same bits on both sides. The own values are out before they change.
@@ -128,6 +130,44 @@ pub fn all_reduce_sum(
     parts[group.me * len..][..len].copy_from_slice(buf);
     sum_in_order(parts, buf);
     Ok(())
+}
+
+/// Each member adds the values that all have of its chunk, in the order of the members, and gives the sum to the others.
+fn sum_by_chunks(
+    links: &mut Links,
+    group: &Group,
+    channel: Channel,
+    buf: &mut [f32],
+    scratch: &mut Vec<f32>,
+) -> Result<(), CommError> {
+    let Group { ranks, me, .. } = group;
+    let (n, me, len) = (ranks.len(), *me, buf.len());
+    let chunk = |member: usize| schedules::chunk_range(len, n, &(member..member + 1));
+    let (own, others) = (chunk(me), (1..n).map(|distance| (me + distance) % n));
+    if scratch.len() < n * own.len() {
+        scratch.resize(n * own.len(), 0.0);
+    }
+    let parts = &mut scratch[..n * own.len()];
+    let sends =
+        others.clone().map(|peer| Transfer::Send { peer: ranks[peer], channel, data: cast_slice(&buf[chunk(peer)]) });
+    let recvs = parts.chunks_exact_mut(own.len()).enumerate().filter(|(member, _)| *member != me);
+    let recvs = recvs.map(|(member, part)| Transfer::Recv { peer: ranks[member], channel, buf: cast_slice_mut(part) });
+    links.run(&mut sends.chain(recvs).collect::<Vec<_>>())?;
+    parts[me * own.len()..][..own.len()].copy_from_slice(&buf[own.clone()]);
+    sum_in_order(parts, &mut buf[own.clone()]);
+
+    let (before, rest) = buf.split_at_mut(own.start);
+    let (sum, behind) = rest.split_at_mut(own.len());
+    let sum: &[f32] = sum;
+    let sends = others.map(|peer| Transfer::Send { peer: ranks[peer], channel, data: cast_slice(sum) });
+    let mut recvs = Vec::with_capacity(n - 1);
+    for (mut rest, members) in [(before, 0..me), (behind, me + 1..n)] {
+        for member in members {
+            let part = rest.split_off_mut(..chunk(member).len()).expect("the chunks are the buffer");
+            recvs.push(Transfer::Recv { peer: ranks[member], channel, buf: cast_slice_mut(part) });
+        }
+    }
+    links.run(&mut sends.chain(recvs).collect::<Vec<_>>())
 }
 
 /// [`reduce_scatter`], then [`all_gather`], as one: for measurements of a torus. Every member gets the same bits.

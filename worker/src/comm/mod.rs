@@ -69,7 +69,6 @@ pub use links::{Links, WaitsFor};
 pub use probe::{MAX_PROBES, Porter, ProbeError};
 pub use raw::{RawRecv, RawSend, exchange_raw};
 pub use resolve::check_advertised;
-pub(crate) use schedule::is_exchanged;
 pub use schedule::{Algorithm, Group, Path, slices_of_chunk};
 pub use transport::{LinkChoice, LinkKind};
 

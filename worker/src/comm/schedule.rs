@@ -10,7 +10,7 @@ use toroid_torus::geometry::Shape;
 
 /// An all-reduce in which each member receives no more than this from all others together is one exchange of everybody's values.
 ///
-/// It sends `n / 2` times the bytes of the other schedules and saves one of their two waits, which on shared memory with more ranks than
+/// It sends `n / 2` times the bytes of the other ways and saves one of their two waits, which on shared memory with more ranks than
 /// cores is a switch of processes, and over TCP 10 to 20 microseconds.
 const EXCHANGE_BYTES_MAX: usize = 64 << 10;
 
@@ -70,6 +70,8 @@ pub(super) enum Collective {
 pub enum Path {
     /// Everybody's values to everybody.
     Exchange,
+    /// Everybody's values of a chunk to the member that adds them, and the sum to everybody.
+    Chunks,
     Direct,
     Ring,
 }
@@ -88,12 +90,13 @@ impl Path {
         }
     }
 
-    /// Of an [`all_reduce_sum`](super::all_reduce_sum).
+    /// Of an [`all_reduce_sum`](super::all_reduce_sum), which has the same bits by any.
     pub fn on_line(members: usize, len: usize) -> Path {
-        if (members - 1) * len * size_of::<f32>() <= EXCHANGE_BYTES_MAX {
+        if len < members || (members - 1) * len * size_of::<f32>() <= EXCHANGE_BYTES_MAX {
             return Path::Exchange;
         }
-        Path::on_torus(Algorithm::Auto, members, len)
+        // Own + other has the same bits on both sides, and two pass on what they have while more comes.
+        if members == 2 { Path::on_torus(Algorithm::Auto, members, len) } else { Path::Chunks }
     }
 }
 
@@ -123,11 +126,6 @@ impl std::str::FromStr for Algorithm {
             other => Err(format!("expected auto, ring or direct, found `{other}`")),
         }
     }
-}
-
-/// An all-reduce of `len` elements over `n` ranks adds everybody's values in the order of the members; else it has the order of the rings.
-pub(crate) fn is_exchanged(n: usize, len: usize) -> bool {
-    Path::on_line(n, len) == Path::Exchange
 }
 
 /// What tasks depend on; the last is the number of elements.

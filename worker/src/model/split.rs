@@ -11,9 +11,8 @@
 //!
 //! Invariants:
 //!
-//! - **M-6.** Logits are, bit for bit, those of the training forward at the same tp (M-5) where its TP group adds in the order of the ranks: of two
-//!   ranks always, of more where what is summed is so short that members exchange it. The order of the rings depends on where in a micro-batch a
-//!   row is, which has no meaning here. pp changes no bit, and neither do the rows beside a row.
+//! - **M-6.** Logits are, bit for bit, those of the training forward at the same tp (M-5), whose TP group adds in the order of the ranks as well. pp
+//!   changes no bit, and neither do the rows beside a row.
 //! - A place that panics has whoever asks panic with it: it leaves its TP group and hangs up on its neighbours, which then end, and so on to who
 //!   asked. Nobody waits for ever.
 //!

@@ -5,8 +5,7 @@
 //!   rank 1  own values -> parts[1] ---+-- all have come ---+---> rank 1 adds parts[0], parts[1], ...
 //! ```
 //!
-//! Every sum adds the values of rank 0 first and those of the others in their order, however long it is: the bits of the torus where members
-//! exchange their values ([`crate::comm::all_reduce_sum`]), which is any sum of two ranks, and short ones of more.
+//! Every sum adds the values of rank 0 first and those of the others in their order: the bits of the torus ([`crate::comm::all_reduce_sum`]).
 //!
 //! Who waits sleeps. A rank that goes, by a panic too, ends the waits of the others with [`RankGone`].
 

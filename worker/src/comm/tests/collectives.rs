@@ -96,10 +96,11 @@ fn all_reduce_is_right_and_the_same_on_every_rank() {
     }
 }
 
-/// Threads of one process sum as ranks that exchange their values: any two, and more with short buffers.
+/// T-4, M-6: both add in the order of the ranks, in one exchange or by chunks, also of other lengths.
 #[test]
 fn a_group_of_threads_has_the_bits_of_the_torus() {
-    for (n, len) in [(1, 9), (2, 7), (2, 100_003), (3, 1025), (4, 5_000)] {
+    for (n, len) in [(1, 9), (2, 7), (2, 100_003), (3, 1025), (3, 70_001), (4, 5_000), (4, 5_462), (4, 90_000), (5, 4)]
+    {
         let groups: Vec<_> = ThreadGroup::new(n).into_iter().map(Mutex::new).collect();
         let shape = Shape::new(n, 1, 1).unwrap();
         on_shape(LinkKind::Shm, &shape, |links| {
@@ -236,14 +237,15 @@ fn schedules_do_not_change_bits(kind: LinkKind) {
 #[test]
 fn what_is_small_goes_direct() {
     let kib = |kib: usize| kib * 256;
-    let on_line = |members, len| Path::on_line(members, len);
+    let line = [(2, kib(64)), (2, kib(65)), (4, kib(16)), (4, kib(32)), (4, 3)];
     assert_eq!(
-        [on_line(2, kib(64)), on_line(2, kib(65)), on_line(4, kib(16))],
-        [Path::Exchange, Path::Ring, Path::Exchange]
+        line.map(|(members, len)| Path::on_line(members, len)),
+        [Path::Exchange, Path::Ring, Path::Exchange, Path::Chunks, Path::Exchange]
     );
     // Chunks of 32 KiB at most, and no more than 256 KiB in all.
-    assert_eq!([on_line(4, kib(128)), on_line(4, kib(129))], [Path::Direct, Path::Ring]);
-    assert_eq!([on_line(16, kib(256)), on_line(16, kib(257))], [Path::Direct, Path::Ring]);
+    let auto = |members, len| Path::on_torus(Algorithm::Auto, members, len);
+    assert_eq!([auto(4, kib(128)), auto(4, kib(129))], [Path::Direct, Path::Ring]);
+    assert_eq!([auto(16, kib(256)), auto(16, kib(257))], [Path::Direct, Path::Ring]);
     assert_eq!(Path::on_torus(Algorithm::Auto, 1, kib(64)), Path::Direct);
     assert_eq!(Path::on_torus(Algorithm::Ring, 4, 1), Path::Ring);
     assert_eq!(Path::on_torus(Algorithm::Direct, 4, kib(1 << 20)), Path::Direct);

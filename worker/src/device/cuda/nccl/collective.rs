@@ -1,7 +1,7 @@
 //! Rounds of transfers on a stream, and what is added between them.
 //!
-//! The order of every sum is that of the links' collectives: [`rounds`] of the same schedules, and where those exchange everybody's values
-//! ([`is_exchanged`]) sums in the order of the members. So which of the two runs changes no bit (T-4).
+//! The order of every sum is that of the links' collectives: [`rounds`] of the same schedules over replicas, the order of the members over a TP
+//! group. So which of the two runs changes no bit (T-4).
 //!
 //! An all-gather is rounds, too, and not `ncclAllGather`: that gathers a line as a whole, while the first layer can begin with the first slices.
 
@@ -15,7 +15,7 @@ use super::calls::PointToPoint;
 use super::epoch::{State, await_ready};
 use super::flight::{Flight, Kind};
 use crate::comm::nccl::Line;
-use crate::comm::{CommError, is_exchanged};
+use crate::comm::{CommError, Path};
 
 /// Elements that are one transfer in a collective of the DP group: 16 MiB keep links busy, and a layer is several.
 const SLICE_ELEMENTS: usize = 4 << 20;
@@ -134,8 +134,10 @@ impl<R: Runtime> State<R> {
         let member = self.members[Line::Tp as usize].as_ref().expect("the TP group has a communicator");
         let (n, me) = (member.ranks.len(), member.index);
         let stream = Stream::Compute;
-        if is_exchanged(n, len) {
-            return self.sum_exchanged(runtime, buffer, len, n, me);
+        match Path::on_line(n, len) {
+            Path::Exchange => return self.sum_exchanged(runtime, buffer, len, n, me),
+            Path::Chunks => return self.sum_by_chunks(runtime, buffer, len, n, me),
+            Path::Direct | Path::Ring => {}
         }
         let all = self.rounds(Kind::AllReduce, [n, 1, me], len);
         let room = all.iter().map(Round::num_added).max().unwrap_or(0);
@@ -170,6 +172,42 @@ impl<R: Runtime> State<R> {
             (1..n).for_each(|member| runtime.add(Stream::Compute, slot(member), buffer, len));
         }
         Ok(())
+    }
+
+    /// Each member adds the values that all have of its chunk, in the order of the members, and gives the sum to the others.
+    fn sum_by_chunks(
+        &mut self,
+        runtime: &R,
+        buffer: DevicePtr,
+        len: usize,
+        n: usize,
+        me: usize,
+    ) -> Result<(), CommError> {
+        let chunk = |member: usize| schedules::chunk_range(len, n, &(member..member + 1));
+        let of = |member: usize| (at(buffer, chunk(member).start), chunk(member).len() * F32);
+        let ((own, bytes), own_len) = (of(me), chunk(me).len());
+        let slots = at_least(runtime, &mut self.scratch[0], n * bytes);
+        let slot = |member: usize| at(slots, member * own_len);
+        let others = || (1..n).map(|distance| (me + distance) % n);
+        let to_sum = others().flat_map(|peer| {
+            let (from, bytes_of_peer) = of(peer);
+            [
+                PointToPoint::Send { peer, from, bytes: bytes_of_peer },
+                PointToPoint::Recv { peer, to: slot(peer), bytes },
+            ]
+        });
+        self.exchange(runtime, Line::Tp, Stream::Compute, &to_sum.collect::<Vec<_>>())?;
+        // SAFETY: slots and the own chunk have `own_len` elements each, and the adds come after the copies in the stream.
+        unsafe {
+            runtime.copy(own, slot(me), bytes);
+            runtime.copy(slot(0), own, bytes);
+            (1..n).for_each(|member| runtime.add(Stream::Compute, slot(member), own, own_len));
+        }
+        let sums = others().flat_map(|peer| {
+            let (to, bytes_of_peer) = of(peer);
+            [PointToPoint::Send { peer, from: own, bytes }, PointToPoint::Recv { peer, to, bytes: bytes_of_peer }]
+        });
+        self.exchange(runtime, Line::Tp, Stream::Compute, &sums.collect::<Vec<_>>())
     }
 
     /// The others' values in their slots.
