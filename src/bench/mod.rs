@@ -6,6 +6,7 @@ mod allreduce;
 mod checkpoint;
 mod fleet;
 mod overhead;
+mod products;
 mod recovery;
 mod scaling;
 mod step;
@@ -34,6 +35,8 @@ pub enum Command {
     /// Workers for `fleet`, which starts this
     #[command(hide = true)]
     FleetPlayers(fleet::players::Args),
+    /// The share of the machine's peak that each kind of product of a step reaches
+    Products(products::Args),
     /// How much of the cores several workers make use of: one job in several shapes, and in one worker with as many threads
     Scaling(scaling::Args),
     /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
@@ -50,6 +53,7 @@ pub async fn run(command: Command) -> Result<ExitCode> {
         Command::Checkpoint(args) => checkpoint::run(args).await,
         Command::Fleet(args) => fleet::run(args).await,
         Command::FleetPlayers(args) => fleet::players::run(args).await,
+        Command::Products(args) => products::run(&args),
         Command::Scaling(args) => scaling::run(args).await,
         Command::Step(args) => step::run(&args),
         Command::Storage(args) => storage::run(&args),

@@ -36,7 +36,7 @@ use crate::output::FormatArgs;
 /// Before those that count: caches, page tables and the packed operands are warm then.
 const WARM_UP_STEPS: usize = 2;
 /// Side of the products that measure the machine's peak, and how often they are made.
-const PEAK_SIDE: usize = 1024;
+pub(super) const PEAK_SIDE: usize = 1024;
 const PEAK_REPEATS: usize = 20;
 
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,7 @@ pub struct Args {
     format: FormatArgs,
 }
 
-fn products(text: &str) -> Result<Products, String> {
+pub(super) fn products(text: &str) -> Result<Products, String> {
     match text {
         "f32" => Ok(Products::F32),
         "bf16" => Ok(Products::Bf16),
@@ -72,7 +72,7 @@ fn products(text: &str) -> Result<Products, String> {
     }
 }
 
-fn name(products: Products) -> &'static str {
+pub(super) fn name(products: Products) -> &'static str {
     match products {
         Products::F32 => "f32",
         Products::Tf32 => "tf32",
@@ -312,13 +312,13 @@ impl Seen {
 
 /// Now, by the clock and by the time that all threads of this process ran.
 #[derive(Debug, Clone, Copy)]
-struct Instants {
+pub(super) struct Instants {
     wall: Instant,
-    cpu: Duration,
+    pub(super) cpu: Duration,
 }
 
 impl Instants {
-    fn now() -> Instants {
+    pub(super) fn now() -> Instants {
         let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
         // Times of a process are not negative.
         Instants { wall: Instant::now(), cpu: Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32) }
