@@ -73,8 +73,8 @@ pub struct PpoConfig {
     /// An export of a job of kind `reward`, whose score an answer has; of the same model but for what it ends with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_model: Option<PathBuf>,
-    /// Taken off that score, which is then divided by `reward_std`. What is not given is that of the answers of the first iteration, so that
-    /// the score of what the job begins with has the mean 0 and the deviation 1.
+    /// Taken off that score, which is then divided by `reward_std`. What is not given is that of the answers of the first iteration that
+    /// end with the stop token, so that the score of what the job begins with has the mean 0 and the deviation 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_mean: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

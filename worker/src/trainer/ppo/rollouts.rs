@@ -157,7 +157,11 @@ impl Rollouts {
             numbers.chunks_exact(stride(ppo.max_tokens)).map(|values| Numbers { values, max_tokens: ppo.max_tokens })
         };
         let Carried { kl_coef, reward_scale } = carried;
-        let measured = || RewardScale::of(ppo, all().map(|answer| answer.score()));
+        let measured = || {
+            // What a reward model says of an answer that was cut means nothing.
+            let any_ends = all().any(|answer| answer.has_stop());
+            RewardScale::of(ppo, all().filter(|answer| !any_ends || answer.has_stop()).map(|answer| answer.score()))
+        };
         let reward_scale = ppo.reward_model.as_ref().map(|_| reward_scale.unwrap_or_else(measured));
         let mut figures = Figures::default();
         let mut lessons: Vec<Lesson> = Vec::new();
@@ -425,14 +429,15 @@ mod tests {
     fn scores_of_the_first_iteration_have_the_mean_0_and_the_deviation_1() {
         let scores = [5.0, 1.0, 1.0, -1.0];
         let (mean, std) = (1.5, 4.75_f64.sqrt());
-        let found = |keys: &str, carried: Carried, scores: [f32; 4]| {
+        let found_of = |end: u32, keys: &str, carried: Carried, scores: [f32; 4]| {
             let spec = spec(&format!("reward_model = 'r'\n{keys}"));
             let mut numbers = vec![0.0; Rollouts::len(&spec)];
             for (n, score) in (0..).zip(scores) {
-                answer(n, &[7, 9], &[-1.0; 2], &[-1.0; 2], score, &mut numbers, &spec);
+                answer(n, &[7, end], &[-1.0; 2], &[-1.0; 2], score, &mut numbers, &spec);
             }
             Rollouts::new(&spec, Step::ZERO, carried, numbers)
         };
+        let found = |keys: &str, carried: Carried, scores: [f32; 4]| found_of(9, keys, carried, scores);
         let last = |found: &Rollouts| found.lessons.iter().map(|l| l.returns[1]).collect::<Vec<f64>>();
         let first = found("", HALF, scores);
         near(&last(&first), &scores.map(|score| (f64::from(score) - mean) / std));
@@ -449,6 +454,14 @@ mod tests {
         near(&last(&found("", HALF, [3.0; 4])), &[0.0; 4]);
         let with_nan = found("", HALF, [f32::NAN, 3.0, 1.0, f32::INFINITY]);
         near(&with_nan.next().told()[1..], &[2.0, 1.0]);
+        // Of answers that were cut only where none has ended.
+        near(&found_of(7, "", HALF, scores).next().told()[1..], &[mean, std]);
+        let spec = spec("reward_model = 'r'\n");
+        let mut numbers = vec![0.0; Rollouts::len(&spec)];
+        for (n, end, score) in [(0, 9, 3.0), (1, 9, 1.0), (2, 7, 100.0), (3, 7, -50.0)] {
+            answer(n, &[7, end], &[-1.0; 2], &[-1.0; 2], score, &mut numbers, &spec);
+        }
+        near(&Rollouts::new(&spec, Step::ZERO, HALF, numbers).next().told()[1..], &[2.0, 1.0]);
         assert_eq!(HALF.told()[2], 0.0);
         assert_eq!(Carried::of_told(HALF.told()), HALF);
     }
