@@ -184,6 +184,11 @@ impl Reader {
         if self.open.contains_key(&worker) {
             return Err(Status::invalid_argument(format!("the agent opened a second worker by the number {worker}")));
         }
+        if self.lines.num_unread() > HOST_ENTRIES_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "the agent opens workers and does not read what becomes of them: {HOST_ENTRIES_MAX} are waiting"
+            )));
+        }
         if self.open.len() >= HOST_WORKERS_MAX {
             self.open.retain(|_, open| !open.is_closed());
         }
@@ -292,6 +297,12 @@ impl Lines {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// What has become of workers that the agent has not read yet: whoever reads nothing opens no more of them.
+    fn num_unread(&self) -> usize {
+        let state = self.lock();
+        state.opened.len() + state.refused.len() + state.gone.len()
     }
 
     fn add(&self, worker: u32, outgoing: Outgoing) {
@@ -502,6 +513,19 @@ mod tests {
         assert_eq!(ready(&mut answers), [[2], [2], [2]], "one that is long goes alone");
         drop(answers);
         say(&second, "it is away, and may come back");
+    }
+
+    #[test]
+    fn what_nobody_reads_is_counted_and_what_is_read_is_not() {
+        let (lines, mut answers) = answers();
+        let _open: Vec<Outbox> = (0..3).map(|worker| added(&lines, worker)).collect();
+        lines.change(|state| {
+            state.refused.push((7, "too many".into()));
+            state.gone.push(1);
+        });
+        assert_eq!(lines.num_unread(), 5);
+        assert_eq!(ready(&mut answers), [[-8]]);
+        assert_eq!((lines.num_unread(), answers.open.len()), (0, 2));
     }
 
     #[test]
