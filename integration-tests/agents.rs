@@ -86,6 +86,25 @@ fn an_agent_that_is_killed_or_stands_still_costs_no_step_and_no_epoch() -> Resul
     Ok(())
 }
 
+/// Those that have no other way wait for it, and go on by the one that is started again.
+#[test]
+fn workers_that_know_an_agent_alone_come_back_by_the_next_one() -> Result<()> {
+    let mut cluster = Cluster::with_failure_timeout(TOROID, 0, 1, 30_000)?;
+    let socket = cluster.start_agent(AGENT)?;
+    for _ in 0..2 {
+        cluster.add_worker_by_agent_alone(&socket)?;
+    }
+    let id = cluster.submit(&endless_job((1, 1, 2)))?;
+    let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
+    cluster.kill_worker(AGENT)?;
+    cluster.start_agent(AGENT)?;
+    for rank in 0..2 {
+        cluster.wait_for_log(&cluster.log(&worker_of(&job, rank)), BACK)?;
+    }
+    let job = cluster.wait_for(&id, "more steps", |now| now.committed_step > job.committed_step + 20)?;
+    is_without_incident(&job)
+}
+
 /// The coordinator is started again: the agent dials it, its workers register by the agent, and keep their places.
 #[test]
 fn workers_behind_an_agent_keep_their_places_over_a_restart_of_the_coordinator() -> Result<()> {

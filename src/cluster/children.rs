@@ -147,6 +147,8 @@ pub struct Special<'a> {
     pub flags: &'a [&'a str],
     /// The socket of an agent, which it asks before the coordinators.
     pub agent: Option<&'a Path>,
+    /// It knows no coordinator's own address.
+    pub knows_agent_alone: bool,
     /// A program with arguments that runs the command which follows it, as `env` does.
     pub through: &'a [&'a str],
 }
@@ -414,7 +416,8 @@ impl Children {
         command.envs(self.environment.iter().cloned());
         command.args(["worker", "--die-with-parent", "--id", &id]);
         let agent = special.agent.map(|socket| format!("{UNIX}{}", socket.display()));
-        let addresses: Vec<String> = agent.into_iter().chain(self.urls().into_values()).collect();
+        let of_coordinators = self.urls().into_values().filter(|_| !special.knows_agent_alone);
+        let addresses: Vec<String> = agent.into_iter().chain(of_coordinators).collect();
         command.args(["--coordinator", &addresses.join(",")]);
         command.arg("--credentials").arg(&self.certificates.worker).args(["--allow-root", "/"]);
         command.args([
