@@ -1,5 +1,6 @@
 //! Toroid as its users meet it: real processes of the binary, real sockets, real files. One binary: linking is what costs.
 
+mod agents;
 mod bad_input;
 mod browser;
 mod chaos;

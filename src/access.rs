@@ -7,6 +7,7 @@
 //!                                 <cache>/toroid/local/<host-port> has the path of the folder of its credentials, of which users
 //!                                 are shown those of an admin and workers those of a worker
 //!   h:p without any of that       clear text
+//!   unix:/path                    clear text, to the agent of a worker's host
 //! ```
 
 use std::fs::DirBuilder;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use toroid_security::{Credentials, Files};
+use toroid_worker::control::carrier::UNIX;
 
 use crate::daemon::default_cache;
 use crate::exit::wrong_use;
@@ -91,8 +93,13 @@ impl Access {
         role: LocalRole,
     ) -> Result<Access> {
         let (mut urls, mut found): (Vec<String>, Option<Files>) = (Vec::new(), None);
+        let mut agents = Vec::new();
         for coordinator in coordinators {
             let (url, files) = way(coordinator, args, token, role)?;
+            if url.starts_with(UNIX) {
+                agents.push(url);
+                continue;
+            }
             if !urls.is_empty() && found.is_some() != files.is_some() {
                 return Err(wrong_use(format!(
                     "{} is to be reached over TLS and {} in clear text; name one kind of coordinators, or the credentials for all",
@@ -103,6 +110,9 @@ impl Access {
             found = found.or(files);
             urls.push(url);
         }
+        // The agent of a host is asked before coordinators, whatever the order in which they are named.
+        agents.append(&mut urls);
+        let urls = agents;
         let Some(mut files) = found else { return Ok(Access { urls, credentials: Credentials::none() }) };
         if token.is_some() {
             // Whoever names a token means to be known by it.
@@ -120,6 +130,14 @@ pub fn way(
     token: Option<&str>,
     role: LocalRole,
 ) -> Result<(String, Option<Files>)> {
+    if coordinator.starts_with(UNIX) {
+        return match role {
+            LocalRole::Worker => Ok((coordinator.into(), None)),
+            LocalRole::Admin => Err(wrong_use(format!(
+                "{coordinator} is the socket of an agent, which takes workers alone; name the coordinator's own address"
+            ))),
+        };
+    }
     let (scheme, authority) = coordinator.split_once("://").map_or(("", coordinator), |(s, rest)| (s, rest));
     let mut files = args.files();
     if files.is_none() && scheme != "http" {

@@ -15,6 +15,7 @@ use toroid_proto::admin_service_client::AdminServiceClient;
 use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::limits::USER_ANSWER_BYTES_MAX;
 use toroid_security::{Credentials, Files};
+use toroid_worker::control::carrier::UNIX;
 
 use crate::access::{Access, CredentialArgs, LocalRole, way};
 use crate::calls::Calls;
@@ -35,7 +36,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Where the coordinator is.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
-    /// Address of the coordinator; of several, with commas between: the one that leads is found
+    /// Address of the coordinator; of several, with commas between: the one that leads is found. A worker may name the agent of its host first, unix:PATH
     #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "HOST:PORT[,...]", value_delimiter = ',', value_parser = parse_url)]
     pub coordinator: Vec<String>,
     /// A token in the place of a certificate, over TLS only
@@ -46,7 +47,13 @@ pub struct Connection {
 }
 
 /// `host:port`, `http://host:port` and `https://host:port` name a coordinator; what the first is spoken in depends on the credentials.
+/// `unix:/path` is the socket of an agent, which takes workers alone.
 pub fn parse_url(text: &str) -> Result<String, String> {
+    match text.strip_prefix(UNIX) {
+        Some(path) if path.starts_with('/') => return Ok(text.to_string()),
+        Some(path) => return Err(format!("`{path}` is no absolute path; expected unix:/path of an agent's socket")),
+        None => {}
+    }
     const EXPECTED: &str = "expected host:port, https://host:port or http://host:port";
     let url = if text.contains("://") { text.to_string() } else { format!("http://{text}") };
     let uri: tonic::codegen::http::Uri = url.parse().map_err(|e| format!("{e}; {EXPECTED}"))?;

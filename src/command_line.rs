@@ -17,7 +17,7 @@ use tracing::Span;
 
 use crate::output::FormatArgs;
 use crate::{
-    admin, bench, calls, certs, chaos, checkpoint, companion, daemon, dashboard, doctor, events, exit, explain,
+    admin, agent, bench, calls, certs, chaos, checkpoint, companion, daemon, dashboard, doctor, events, exit, explain,
     generate, incidents, jobs, local, output, plan, queue, scale, shell, simulate, slurm, status, submit, top, trace,
     workers,
 };
@@ -38,6 +38,8 @@ enum Command {
     Coordinator(daemon::CoordinatorArgs),
     /// Run a worker
     Worker(daemon::WorkerArgs),
+    /// Speak for all workers of this host, over one connection to the coordinator: for clusters of thousands
+    Agent(agent::Args),
     /// Submit a job file; prints the job's id
     Submit(submit::Args),
     /// Show a job
@@ -157,10 +159,11 @@ fn name_of(found: &ArgMatches) -> String {
 }
 
 fn execute(name: &str, command: Command) -> Result<ExitCode> {
-    let is_daemon = matches!(command, Command::Coordinator(_) | Command::Worker(_));
+    let is_daemon = matches!(command, Command::Coordinator(_) | Command::Worker(_) | Command::Agent(_));
     let (telemetry, log, is_json) = start_telemetry(&command);
     // Clients run on this thread alone. For `local` it matters: its children live as long as the thread that started them.
-    let mut builder = if is_daemon { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    let is_busy = is_daemon && !matches!(command, Command::Agent(_));
+    let mut builder = if is_busy { Builder::new_multi_thread() } else { Builder::new_current_thread() };
     let runtime = builder.enable_all().build().context("start the runtime")?;
     let span = if is_daemon { Span::none() } else { calls::of_command(name) };
     let mut code = span.in_scope(|| dispatch(&runtime, command, log));
@@ -181,6 +184,7 @@ fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCo
         Command::Local(args) => runtime.block_on(local::run(*args)),
         Command::Coordinator(args) => runtime.block_on(daemon::coordinator(args)),
         Command::Worker(args) => runtime.block_on(daemon::worker(args, log)),
+        Command::Agent(args) => runtime.block_on(agent::agent(args)),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Explain(args) => runtime.block_on(explain::run(args)),
@@ -239,6 +243,7 @@ fn start_telemetry(command: &Command) -> (Telemetry, Arc<Log>, bool) {
     let (default_level, format, service) = match command {
         Command::Coordinator(args) => ("info", args.log_format(), Some(Service::Coordinator)),
         Command::Worker(args) => ("info", args.log_format(), Some(Service::Worker)),
+        Command::Agent(args) => ("info", args.log_format, None),
         // They stay for long and ask all the time, or have children that tell of themselves.
         Command::Top(_) | Command::Dashboard(_) | Command::Local(_) | Command::Chaos(_) | Command::Bench(_) => {
             ("warn", Format::Text, None)
@@ -281,6 +286,8 @@ mod tests {
             "toroid local --job job.toml --spares 0",
             "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t --keep-jobs 9 --keep-jobs-days 7",
             "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cuda:1 --bf16 avx512 --cuda-graphs off --threads 2 --cache c --id w",
+            "toroid agent --listen /run/toroid --coordinator h:1,h:2 --credentials certs/node-7 --name node-7",
+            "toroid worker --coordinator unix:/run/toroid,h:7070",
             "toroid submit job.toml --wait",
             "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
             "toroid jobs -o json",
@@ -388,6 +395,8 @@ mod tests {
             "toroid coordinator",
             "toroid coordinator --dir d --heartbeat-interval-ms 0",
             "toroid worker --threads 0",
+            "toroid worker --coordinator unix:run",
+            "toroid agent",
             "toroid worker --devices cuda:0,cuda:1",
             "toroid worker --restart --devices cuda:0 --id w",
             "toroid worker --restart --die-with-parent",

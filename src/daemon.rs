@@ -27,6 +27,7 @@ use toroid_telemetry::{Context, Place};
 use toroid_torus::labels::{self, LabelError, Labels};
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::comm::nccl::Collectives;
+use toroid_worker::control::carrier::UNIX;
 use toroid_worker::device::cuda::Graphs;
 use toroid_worker::device::{Bf16Choice, Choice};
 use toroid_worker::log::Log;
@@ -34,12 +35,16 @@ use toroid_worker::log::Log;
 use crate::access::{CredentialArgs, LocalRole};
 use crate::addresses::{self, Said, Wanted};
 use crate::client;
+use crate::exit::wrong_use;
 use crate::files::read_text;
 use crate::output;
 use crate::supervise;
 
 /// How the line begins that a coordinator prints once it listens; the address follows.
 pub const LISTENS_ON: &str = "listens on ";
+/// Of a worker that names an agent alone.
+const NO_FACING: &str = "an agent's socket does not say which address of this machine other workers dial: say it with --listen, --interface or \
+                         --advertise, or name the coordinator's own address as well (--coordinator unix:PATH,HOST:PORT)";
 /// Of the map of all hosts to their racks.
 const MAX_RACKS_BYTES: u64 = 16 << 20;
 /// In a job of Slurm, SIGTERMs that come within so long are one request.
@@ -406,9 +411,12 @@ pub async fn worker(args: WorkerArgs, log: Arc<Log>) -> Result<ExitCode> {
         return supervise::run(&args.devices, args.listen, asked).await;
     }
     let said = Said { listen: args.listen, advertise: args.advertise, interface: args.interface };
+    let is_agent = |url: &String| url.starts_with(UNIX);
+    let coordinators: Vec<String> = args.connection.coordinator.iter().filter(|url| !is_agent(url)).cloned().collect();
     let facing = match said.needs_facing() {
-        false => addresses::facing(&args.connection.coordinator).await.ok(),
-        true => match addresses::wait_for_way(&args.connection.coordinator, &mut asked).await {
+        false => addresses::facing(&coordinators).await.ok(),
+        true if coordinators.is_empty() => return Err(wrong_use(NO_FACING)),
+        true => match addresses::wait_for_way(&coordinators, &mut asked).await {
             Some(ip) => Some(ip),
             None => return Ok(ExitCode::SUCCESS),
         },
@@ -525,7 +533,7 @@ pub fn default_cache() -> PathBuf {
 
 /// How often this process was asked to end: once by a signal or a byte of the process that started it, twice by a second one or by the end of
 /// that process.
-fn asked_to_end(die_with_parent: bool) -> Result<watch::Receiver<u32>> {
+pub fn asked_to_end(die_with_parent: bool) -> Result<watch::Receiver<u32>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let (parent, mut parents_word) = mpsc::channel(1);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon; worker --restart   supervise
+//!   agent       daemon: the workers of a host over one stream
 //!   addresses   where this machine is dialled                         files   what users name, within a bound
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, events   one job, once or as it goes on
@@ -31,6 +32,7 @@
 pub mod access;
 mod addresses;
 mod admin;
+mod agent;
 mod bench;
 mod calls;
 mod certs;

@@ -136,7 +136,7 @@ impl Driver {
         warn_of_unknown(&place.jobs_dir, folders.iter().filter(|name| !files.contains_key(name.as_str())));
         let clock = Clock::of_this_machine()?;
         let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, clock.now())?;
-        let (handle, waiting) = Handle::new();
+        let (handle, waiting) = Handle::new(store.tenure().term());
         tokens.send_replace(TokenTable::of(machine.tokens()));
         let mut driver = Driver {
             machine,

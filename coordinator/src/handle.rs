@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use toroid_proto as proto;
-use toroid_torus::ids::{JobId, Step};
+use toroid_torus::ids::{JobId, Step, Term};
 use tracing::{Instrument as _, Span};
 
 use crate::calls::{step, step_of};
@@ -172,19 +172,31 @@ pub(crate) struct Handle {
     /// KiB of messages that may still wait for the driver.
     queue_kib: Arc<Semaphore>,
     next_stream: Arc<AtomicU64>,
+    term: Term,
 }
 
 impl Handle {
-    pub fn new() -> (Handle, Waiting) {
+    /// For a driver that leads with this term.
+    pub fn new(term: Term) -> (Handle, Waiting) {
         let (commands, waiting_commands) = mpsc::channel(MAX_COMMANDS);
         let (questions, waiting_questions) = mpsc::channel(MAX_QUESTIONS);
         let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        let handle = Handle { commands, questions, queue_kib, next_stream: Arc::default() };
+        let handle = Handle { commands, questions, queue_kib, next_stream: Arc::default(), term };
         (handle, Waiting { commands: waiting_commands, questions: waiting_questions })
     }
 
     pub fn new_stream(&self) -> StreamId {
         StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// With which the driver leads.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Resolves when the driver has ended.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
     }
 
     /// Waits until a message of so many bytes may wait for the driver.
@@ -256,7 +268,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_that_wait_are_bounded_by_their_bytes() {
-        let (handle, _waiting) = Handle::new();
+        let (handle, _waiting) = Handle::new(Term::new(1));
         let first = handle.permit_for(48 << 20).await;
         let second = handle.permit_for(32 << 20);
         tokio::pin!(second);

@@ -55,6 +55,11 @@ pub(crate) struct Grace {
 }
 
 impl Grace {
+    /// Of a stream whose end, whatever it ends of, says nothing of the worker.
+    pub fn of_any_end(limit: Duration) -> Grace {
+        Grace { good_until: Some(SystemTime::UNIX_EPOCH), limit }
+    }
+
     /// A stream that ends now ends as its certificate does.
     pub fn applies(&self) -> bool {
         self.good_until.is_some_and(|end| end <= SystemTime::now() + self.limit)

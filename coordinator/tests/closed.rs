@@ -380,6 +380,49 @@ async fn a_worker_cannot_take_the_id_of_another() {
     closed.coordinator.stop().await;
 }
 
+/// An agent speaks for workers that have its certificate's name in their ids, and for nobody else; secrets bind their ids as ever.
+#[tokio::test]
+async fn an_agent_speaks_for_ids_of_its_own_name_alone() {
+    let closed = Closed::start().await;
+    let own = closed.issue("node-7-9", Role::Worker);
+    let (_says, mut hears) = closed.session(&own, register_as("node-7-9")).await;
+    assert!(matches!(heard(&mut hears).await, ToWorker::Welcome(_)));
+
+    let (says, said) = mpsc::channel(8);
+    let agent = Some(proto::build().agent("node-8".into(), "node-8".into()));
+    says.send(proto::HostMessage { agent, entries: Vec::new() }).await.unwrap();
+    let ids = ["node-7-1", "node-7", "node-8-1", "node-77", "node-7-9", "node-7-2"];
+    let opened = |(worker, id): (u32, &str)| {
+        let register = proto::Register { certified: id.into(), secret: vec![1; 32], ..register_as(id) };
+        proto::FromWorkerOfHost { worker, what: Some(proto::from_worker_of_host::What::Opened(Box::new(register))) }
+    };
+    let entries = (0..).zip(ids).map(opened).collect();
+    says.send(proto::HostMessage { agent: None, entries }).await.unwrap();
+    let mut client = WorkerServiceClient::new(closed.channel(&closed.issue("node-7", Role::Worker)).await.unwrap());
+    let mut answers = client.host(ReceiverStream::new(said)).await.unwrap().into_inner();
+    let mut found = BTreeMap::new();
+    while found.len() < ids.len() {
+        let answer = within("an answer", answers.message()).await.unwrap().expect("the stream is open");
+        for proto::ToWorkerOfHost { worker, what } in answer.entries {
+            let Some(proto::to_worker_of_host::What::Said(message)) = what else { continue };
+            let words = match message.body {
+                Some(ToWorker::Welcome(_)) => "welcome".to_string(),
+                Some(ToWorker::Refused(refused)) => refused.reason,
+                other => panic!("{other:?}"),
+            };
+            found.insert(ids[worker as usize], words);
+        }
+    }
+    for id in ["node-7-1", "node-7", "node-7-2"] {
+        assert_eq!(found[id], "welcome", "{id}");
+    }
+    for id in ["node-8-1", "node-77"] {
+        assert!(found[id].contains("ids are `node-7` or begin with `node-7-`, and this one's is `"), "{}", found[id]);
+    }
+    assert!(found["node-7-9"].contains("certificate of that name"), "{}", found["node-7-9"]);
+    closed.coordinator.stop().await;
+}
+
 /// A stream ends with its certificate, or the coordinator's; the worker comes back with the renewed one and has its place still. Revoked, it has not.
 #[tokio::test]
 async fn a_worker_keeps_its_place_when_a_certificate_ends_and_loses_it_when_its_own_is_revoked() {

@@ -2,6 +2,9 @@
 //!
 //! The workers are scripted: they say what the test has them say and compute nothing.
 
+#[path = "end_to_end/agents.rs"]
+mod agents;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -100,23 +103,7 @@ impl Worker {
     }
 
     async fn prepare(&mut self) {
-        let (job_id, epoch) = (self.assign.job_id.clone(), self.assign.epoch);
-        let (data_digest, num_samples, num_params) = (vec![7; 32], 100, 1000);
-        let spec: toroid_torus::job::JobSpec = serde_json::from_str(&self.assign.job_json).unwrap();
-        let shape = Some((&spec.shape).into());
-        self.say(FromWorker::Prepared(proto::Prepared {
-            job_id,
-            epoch,
-            committed_step: 0,
-            data_digest,
-            num_samples,
-            num_params,
-            held: vec![proto::Held { shape, rank: self.assign.rank }],
-            sealed_next: false,
-            inputs: None,
-            sums_from: 1,
-        }))
-        .await;
+        self.say(FromWorker::Prepared(prepared(&self.assign))).await;
     }
 
     async fn report(&mut self, step: u64) {
@@ -173,6 +160,26 @@ impl Worker {
             ..register(&self.id)
         };
         Worker { assign: self.assign, ..Worker::connect(coordinator, claim).await }
+    }
+}
+
+/// With the initial weights.
+fn prepared(assign: &proto::Assign) -> proto::Prepared {
+    let (job_id, epoch) = (assign.job_id.clone(), assign.epoch);
+    let (data_digest, num_samples, num_params) = (vec![7; 32], 100, 1000);
+    let spec: toroid_torus::job::JobSpec = serde_json::from_str(&assign.job_json).unwrap();
+    let shape = Some((&spec.shape).into());
+    proto::Prepared {
+        job_id,
+        epoch,
+        committed_step: 0,
+        data_digest,
+        num_samples,
+        num_params,
+        held: vec![proto::Held { shape, rank: assign.rank }],
+        sealed_next: false,
+        inputs: None,
+        sums_from: 1,
     }
 }
 

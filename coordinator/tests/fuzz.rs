@@ -62,11 +62,11 @@ macro_rules! messages {
 #[rustfmt::skip]
 fn all_messages() -> Vec<(&'static str, Decodes)> {
     messages![
-        ApartWorker, Assign, CancelJobRequest, CheckpointAt, CheckpointInfo, CheckpointJobRequest, CheckpointJobResponse,
+        Agent, ApartWorker, Assign, CancelJobRequest, CheckpointAt, CheckpointInfo, CheckpointJobRequest, CheckpointJobResponse,
         CheckpointMissed, CoordinatorMessage, CordonWorkerRequest, CordonWorkerResponse, CreateTokenRequest,
         CreateTokenResponse, CurvePiece, DrainWorkerRequest, DrainWorkerResponse, DropCheckpoint, Event, Evidence, Failed,
-        Finished, ForgetWorkerRequest, ForgetWorkerResponse, GetAuditRequest, GetAuditResponse, GetCurveRequest,
-        GetJobRequest, GetLeaderRequest, GetLeaderResponse, Heal, Heartbeat, Held, HoldJobRequest, Incident, Inputs, Job,
+        Finished, ForgetWorkerRequest, ForgetWorkerResponse, FromWorkerOfHost, GetAuditRequest, GetAuditResponse, GetCurveRequest,
+        GetJobRequest, GetLeaderRequest, GetLeaderResponse, Heal, Heartbeat, Held, HoldJobRequest, HostAnswer, HostMessage, HostWelcome, Incident, Inputs, Job,
         JobUpdate, KeptStep, Kill, KillWorkerRequest, KillWorkerResponse,
         Leaving, LeftOut, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse,
         ListWorkersRequest, ListWorkersResponse, LogLines, ManifestPublished, Origin, Peer, PeerLost,
@@ -74,7 +74,7 @@ fn all_messages() -> Vec<(&'static str, Decodes)> {
         Probed, PublishManifest, ReadmitWorkerRequest, ReadmitWorkerResponse, RecordsMissing, Refused, Register,
         ReleaseJobRequest, RemoveJobRequest, RemoveJobResponse, ReportSteps, ResumeJobRequest, RevokeTokenRequest, Saving, Shape,
         ShardProgress, ShardWritten, Source, SourceValidation, Stacks, Start, StepAck, StepRecord, StepReport, StepsRemoved, Stop,
-        Stopped, Straggler, SubmitJobRequest, SubmitJobResponse, Token, UncordonWorkerRequest, UncordonWorkerResponse, UnpinCheckpointRequest,
+        Stopped, Straggler, SubmitJobRequest, SubmitJobResponse, ToWorkerOfHost, Token, UncordonWorkerRequest, UncordonWorkerResponse, UnpinCheckpointRequest,
         UnpinCheckpointResponse, Unreached, UnreachedPeer, Unsaved,
         Validation, ValidationReport, WarmUp, WarmedUp, WatchJobRequest, Welcome, WorkerInfo, WorkerMessage,
     ].to_vec()

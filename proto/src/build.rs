@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::Register;
+use crate::{Agent, Register};
 
 /// The versions of a protocol that somebody speaks, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +104,17 @@ pub fn pretend(text: &str) -> Result<(), String> {
 }
 
 impl Build {
+    /// What an agent of this build says first.
+    pub fn agent(&self, name: String, host: String) -> Agent {
+        Agent {
+            name,
+            host,
+            protocol_version: self.protocol.newest,
+            protocol_oldest: self.protocol.oldest,
+            build_version: self.version.clone(),
+        }
+    }
+
     /// What a worker of this build registers with, whoever it is.
     pub fn register(&self) -> Register {
         Register {
@@ -127,6 +138,13 @@ impl Register {
     /// Of the data plane.
     pub fn links(&self) -> Versions {
         Versions::from_wire(self.links_oldest, self.links_version)
+    }
+}
+
+impl Agent {
+    /// Of the control plane.
+    pub fn protocol(&self) -> Versions {
+        Versions::from_wire(self.protocol_oldest, self.protocol_version)
     }
 }
 

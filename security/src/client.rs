@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
@@ -14,7 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -87,6 +88,15 @@ pub async fn connect(endpoint: Endpoint, credentials: &Credentials) -> Result<Ch
     let connector = tower::service_fn(move |uri: Uri| {
         let loaded = inner.watched.current();
         async move { open(&uri, &loaded).await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(connector).await
+}
+
+/// Connects to a socket of this machine, whatever `endpoint` names, in clear text: who may reach it is a matter of the file.
+pub async fn connect_unix(endpoint: Endpoint, path: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     endpoint.connect_with_connector(connector).await
 }

@@ -25,7 +25,7 @@ mod roots;
 
 pub mod server;
 
-pub use client::{Credentials, connect};
+pub use client::{Credentials, connect, connect_unix};
 pub use files::{Files, Watched};
 pub use guarded::{Guarded, until};
 pub use identity::{Identity, Name};

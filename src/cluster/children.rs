@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use toroid_security::issue::{Authority, REVOKED_FILE, Request};
 use toroid_security::{Credentials, Files};
+use toroid_worker::control::carrier::UNIX;
 use toroid_worker::device::Choice;
 
 use super::network::{Cut, Network};
@@ -144,6 +145,10 @@ pub struct Special<'a> {
     pub failpoints: Option<&'a str>,
     /// More of them for `toroid worker`.
     pub flags: &'a [&'a str],
+    /// The socket of an agent, which it asks before the coordinators.
+    pub agent: Option<&'a Path>,
+    /// It knows no coordinator's own address.
+    pub knows_agent_alone: bool,
     /// A program with arguments that runs the command which follows it, as `env` does.
     pub through: &'a [&'a str],
 }
@@ -394,7 +399,9 @@ impl Children {
 
     /// Starts one more worker and returns its id.
     pub fn start_worker(&mut self, special: Special<'_>) -> Result<String> {
-        let id = format!("w{}", self.num_workers);
+        // An agent speaks for ids that begin with the name in its certificate, which is the workers' here.
+        let prefix = if special.agent.is_some() { "worker-" } else { "w" };
+        let id = format!("{prefix}{}", self.num_workers);
         self.num_workers += 1;
         let log = self.log(&id);
         // Of this run alone.
@@ -408,7 +415,10 @@ impl Children {
         wire(&mut command, &log)?;
         command.envs(self.environment.iter().cloned());
         command.args(["worker", "--die-with-parent", "--id", &id]);
-        command.args(["--coordinator", &self.urls().into_values().collect::<Vec<_>>().join(",")]);
+        let agent = special.agent.map(|socket| format!("{UNIX}{}", socket.display()));
+        let of_coordinators = self.urls().into_values().filter(|_| !special.knows_agent_alone);
+        let addresses: Vec<String> = agent.into_iter().chain(of_coordinators).collect();
+        command.args(["--coordinator", &addresses.join(",")]);
         command.arg("--credentials").arg(&self.certificates.worker).args(["--allow-root", "/"]);
         command.args([
             "--listen",
@@ -433,6 +443,25 @@ impl Children {
         let child = command.spawn().with_context(|| format!("start the worker {id}"))?;
         self.tend(Role::Worker, id.clone(), child, log);
         Ok(id)
+    }
+
+    /// Starts an agent of this name, or starts it again, and returns its socket when it listens there.
+    pub async fn start_agent(&mut self, name: &str) -> Result<PathBuf> {
+        let (log, socket) = (self.log(name), self.dir.join(name));
+        let mut command = Command::new(&self.executable);
+        wire(&mut command, &log)?;
+        command.envs(self.environment.iter().cloned());
+        command.args(["agent", "--die-with-parent", "--name", name, "--listen"]).arg(&socket);
+        command.args(["--coordinator", &self.urls().into_values().collect::<Vec<_>>().join(",")]);
+        command.arg("--credentials").arg(&self.certificates.worker);
+        let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {name}"))?;
+        let mut lines = BufReader::new(child.stdout.take().context("take the agent's output")?).lines();
+        let first = lines.next_line().await.context("read the agent's output")?;
+        if !first.is_some_and(|line| line.contains(LISTENS_ON)) {
+            bail!("{name} does not listen: {}", last_words(&log, 0).unwrap_or_default());
+        }
+        self.tend(Role::Worker, name.into(), child, log);
+        Ok(socket)
     }
 
     /// Starts another process of this program, which is given orders over its standard input, with which it ends, and says something over its

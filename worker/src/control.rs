@@ -1,8 +1,9 @@
 //! The control stream: what [`Client`] decides, done. It connects, carries messages both ways, and sets the alarm for the next deadline.
 //!
 //! One task owns the client. Training does not wait for any of it (T-9). Deliberately absent: decisions; when to dial, what waits for
-//! the Welcome and when the worker ends is the client's.
+//! the Welcome and when the worker ends is the client's. [`agent`] stands between the workers of a host and the coordinator.
 
+pub mod agent;
 pub mod carrier;
 mod error;
 mod reason;
@@ -196,7 +197,7 @@ impl Process for Trained {
         let endpoint = endpoint_of(&coordinator, self.failure_timeout, silence)?;
         let (credentials, register) = (self.credentials.clone(), registers(&self.identity, standing));
         Ok(Box::pin(async move {
-            let dialled = dial(endpoint, credentials, register);
+            let dialled = dial(&coordinator, endpoint, credentials, register);
             match limit {
                 None => dialled.await,
                 Some(limit) => match tokio::time::timeout(limit, dialled).await {
@@ -355,7 +356,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let endpoint = endpoint_of(address, Duration::from_millis(500), Duration::from_millis(500))?;
         let error = runtime
-            .block_on(dial(endpoint, Credentials::none(), Register::default()))
+            .block_on(dial(address, endpoint, Credentials::none(), Register::default()))
             .err()
             .ok_or("nobody is there")?;
         Ok(reason::in_words(error.as_ref()))

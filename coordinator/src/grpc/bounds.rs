@@ -79,6 +79,11 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
     Ok(body)
 }
 
+/// The same of a reason that stands alone.
+pub(super) fn text(text: &mut String) {
+    cut(text, MAX_TEXT_BYTES);
+}
+
 fn at_most(key: &str, found: usize, limit: usize) -> Result<(), String> {
     if found > limit { Err(format!("sent {found} entries in `{key}`, at most {limit} are taken")) } else { Ok(()) }
 }

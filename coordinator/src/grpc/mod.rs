@@ -7,6 +7,7 @@ mod bounds;
 mod calls;
 pub(crate) mod durations;
 mod gate;
+mod hosts;
 pub(crate) mod jobs;
 mod orders;
 mod rates;

@@ -45,7 +45,7 @@ impl Rule {
     }
 }
 
-pub const RULES: [Rule; 30] = [
+pub const RULES: [Rule; 31] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
@@ -73,6 +73,8 @@ pub const RULES: [Rule; 30] = [
     change("/toroid.v1.AdminService/ForgetWorker", Role::Admin),
     // A worker's stream is no change by itself: what comes of it is in the events of its job.
     stream("/toroid.v1.WorkerService/Session", Role::Worker),
+    // For whom an agent speaks is looked at with each worker that it opens (`grpc/hosts`).
+    stream("/toroid.v1.WorkerService/Host", Role::Worker),
     stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Role::View),
     stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Role::View),
     // A probe has no credentials; it hears that the coordinator serves, and nothing else.

@@ -1,4 +1,4 @@
-//! `WorkerService`: one bidirectional stream a worker, carried between the network and the driver without a look inside.
+//! `WorkerService`: one bidirectional stream a worker ([`hosts`]: or a host), carried between the network and the driver without a look inside.
 //!
 //! A stream that ends is its worker's death, but for one that ends as its certificate does: the worker has the failure timeout to come back with the
 //! renewed one.
@@ -11,6 +11,7 @@ use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_server::WorkerService;
 
 use super::bounds;
+use super::hosts::{self, Answers};
 use crate::caller::Caller;
 use crate::handle::{AskError, Command, Connection, Handle};
 use crate::lead::Leader;
@@ -33,6 +34,11 @@ type Outgoing = std::pin::Pin<Box<dyn futures_core::Stream<Item = Result<proto::
 #[tonic::async_trait]
 impl WorkerService for Workers {
     type SessionStream = Outgoing;
+    type HostStream = Answers;
+
+    async fn host(&self, request: Request<Streaming<proto::HostMessage>>) -> Result<Response<Answers>, Status> {
+        hosts::open(&self.leader, self.limits, request).await
+    }
 
     async fn session(
         &self,

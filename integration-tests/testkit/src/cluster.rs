@@ -296,6 +296,21 @@ impl Cluster {
         self.add(threads, Special { flags, ..Special::default() })
     }
 
+    /// Starts an agent, or starts it again, and returns its socket.
+    pub fn start_agent(&mut self, name: &str) -> Result<PathBuf> {
+        self.runtime.block_on(self.children.start_agent(name)).with_context(|| format!("start {name}"))
+    }
+
+    /// Starts a worker that asks the agent at this socket before the coordinator.
+    pub fn add_worker_behind(&mut self, agent: &Path) -> Result<String> {
+        self.add(1, Special { agent: Some(agent), ..Special::default() })
+    }
+
+    /// Starts a worker that has no other way than this agent.
+    pub fn add_worker_by_agent_alone(&mut self, agent: &Path) -> Result<String> {
+        self.add(1, Special { agent: Some(agent), knows_agent_alone: true, ..Special::default() })
+    }
+
     /// Starts a worker that sees an empty folder where this one is, as if it were not mounted there. Needs root.
     pub fn add_worker_without(&mut self, threads: usize, folder: &Path) -> Result<String> {
         let command = "mount -t tmpfs tmpfs \"$0\" && exec \"$@\"";

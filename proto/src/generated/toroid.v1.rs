@@ -3442,6 +3442,91 @@ pub mod job_service_server {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HostMessage {
+    /// first on a stream, and alone
+    #[prost(message, optional, tag = "1")]
+    pub agent: ::core::option::Option<Agent>,
+    #[prost(message, repeated, tag = "2")]
+    pub entries: ::prost::alloc::vec::Vec<FromWorkerOfHost>,
+}
+/// Who speaks for the workers of a host.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Agent {
+    /// information: what counts is the name in its certificate
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    /// as in Register
+    #[prost(uint32, tag = "3")]
+    pub protocol_version: u32,
+    #[prost(uint32, tag = "4")]
+    pub protocol_oldest: u32,
+    /// information
+    #[prost(string, tag = "5")]
+    pub build_version: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FromWorkerOfHost {
+    /// its number within this stream, chosen by the agent; one that was closed is not given again
+    #[prost(uint32, tag = "1")]
+    pub worker: u32,
+    #[prost(oneof = "from_worker_of_host::What", tags = "2, 3, 4")]
+    pub what: ::core::option::Option<from_worker_of_host::What>,
+}
+/// Nested message and enum types in `FromWorkerOfHost`.
+pub mod from_worker_of_host {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum What {
+        /// what the worker registers with, first of each number
+        #[prost(message, tag = "2")]
+        Opened(::prost::alloc::boxed::Box<super::Register>),
+        /// for a number that is not open: dropped
+        #[prost(message, tag = "3")]
+        Said(::prost::alloc::boxed::Box<super::WorkerMessage>),
+        /// the worker's stream to the agent has ended, in words: its death
+        #[prost(string, tag = "4")]
+        Closed(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HostAnswer {
+    /// first on a stream, and alone
+    #[prost(message, optional, tag = "1")]
+    pub welcome: ::core::option::Option<HostWelcome>,
+    #[prost(message, repeated, tag = "2")]
+    pub entries: ::prost::alloc::vec::Vec<ToWorkerOfHost>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostWelcome {
+    #[prost(uint32, tag = "1")]
+    pub heartbeat_interval_ms: u32,
+    /// open at a time on one stream
+    #[prost(uint32, tag = "2")]
+    pub workers_max: u32,
+    /// of the coordinator: information
+    #[prost(string, tag = "3")]
+    pub build_version: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ToWorkerOfHost {
+    #[prost(uint32, tag = "1")]
+    pub worker: u32,
+    #[prost(oneof = "to_worker_of_host::What", tags = "2, 3")]
+    pub what: ::core::option::Option<to_worker_of_host::What>,
+}
+/// Nested message and enum types in `ToWorkerOfHost`.
+pub mod to_worker_of_host {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum What {
+        #[prost(message, tag = "2")]
+        Said(::prost::alloc::boxed::Box<super::CoordinatorMessage>),
+        /// the coordinator closes this worker's stream, in words
+        #[prost(string, tag = "3")]
+        Closed(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerMessage {
     #[prost(
         oneof = "worker_message::Body",
@@ -4340,6 +4425,32 @@ pub mod worker_service_client {
                 .insert(GrpcMethod::new("toroid.v1.WorkerService", "Session"));
             self.inner.streaming(req, path, codec).await
         }
+        /// The same for all workers of a host, by an agent between them and the coordinator. A stream that ends says nothing of its workers: they
+        /// have the failure timeout to come back, by whichever way.
+        pub async fn host(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::HostMessage>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::HostAnswer>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.WorkerService/Host",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.WorkerService", "Host"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4366,6 +4477,18 @@ pub mod worker_service_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::WorkerMessage>>,
         ) -> std::result::Result<tonic::Response<Self::SessionStream>, tonic::Status>;
+        /// Server streaming response type for the Host method.
+        type HostStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::HostAnswer, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The same for all workers of a host, by an agent between them and the coordinator. A stream that ends says nothing of its workers: they
+        /// have the failure timeout to come back, by whichever way.
+        async fn host(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::HostMessage>>,
+        ) -> std::result::Result<tonic::Response<Self::HostStream>, tonic::Status>;
     }
     /// The control plane of a worker: one bidirectional stream for life. Everything carries the epoch it belongs to.
     ///
@@ -4483,6 +4606,52 @@ pub mod worker_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SessionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/toroid.v1.WorkerService/Host" => {
+                    #[allow(non_camel_case_types)]
+                    struct HostSvc<T: WorkerService>(pub Arc<T>);
+                    impl<
+                        T: WorkerService,
+                    > tonic::server::StreamingService<super::HostMessage>
+                    for HostSvc<T> {
+                        type Response = super::HostAnswer;
+                        type ResponseStream = T::HostStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::HostMessage>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as WorkerService>::host(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HostSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

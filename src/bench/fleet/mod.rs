@@ -68,6 +68,9 @@ pub struct Args {
     /// Workers that share a connection; real ones have one each, which takes as many open files at either end
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     streams_per_connection: u32,
+    /// Workers behind an agent, as those of a host are by `toroid agent`; 0: none has one
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1024), conflicts_with = "streams_per_connection")]
+    workers_per_agent: u32,
     /// A silent worker is lost after this long; default: that of a coordinator
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
     failure_timeout_ms: Option<u64>,
@@ -100,6 +103,23 @@ pub struct Args {
     dir: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
+}
+
+impl Args {
+    /// Numbers of the workers of a process, `first..end`.
+    fn of_process(&self, number: usize) -> (usize, usize) {
+        let at = |number: usize| number * self.workers / self.processes;
+        (at(number), at(number + 1))
+    }
+
+    /// Each process has its own.
+    fn num_agents(&self) -> usize {
+        let of = |number| match (self.of_process(number), self.workers_per_agent as usize) {
+            (_, 0) => 0,
+            ((first, end), per) => (end - first).div_ceil(per),
+        };
+        (0..self.processes).map(of).sum()
+    }
 }
 
 /// Ways of tensor, pipeline and data parallelism for as many places as go into them.
@@ -184,10 +204,10 @@ impl Fleet {
         let places = args.workers.checked_sub(spares).context("--spares are more than --workers")?;
         let shape = shape_of(places)?;
         let world = shape.iter().product();
-        let connections = args.workers.div_ceil(args.streams_per_connection as usize);
+        let connections = args.workers.div_ceil(args.streams_per_connection.max(args.workers_per_agent) as usize);
         ensure!(
             connections <= MAX_CONNECTIONS,
-            "{connections} connections are more than the {MAX_CONNECTIONS} that a coordinator takes from one address; let workers share some with --streams-per-connection"
+            "{connections} connections are more than the {MAX_CONNECTIONS} that a coordinator takes from one address; let workers share some with --streams-per-connection or --workers-per-agent"
         );
         ensure!(args.step_hz > 0.0 && args.step_hz <= 1000.0, "--step-hz is more than 0 and at most 1000");
         let heartbeat = Some(Duration::from_secs(1) / args.heartbeat_hz);
@@ -201,8 +221,7 @@ impl Fleet {
         let (tell, told) = mpsc::channel(256);
         let mut processes = Vec::new();
         for number in 0..args.processes {
-            let range = |at: usize| at * args.workers / args.processes;
-            let (first, end) = (range(number), range(number + 1));
+            let (first, end) = args.of_process(number);
             let orders = players(&mut children, args, (first, end - first), number, tell.clone())?;
             processes.push(Process { orders, status: Status::default() });
         }
@@ -238,6 +257,8 @@ impl Fleet {
             shape: self.shape,
             heartbeat_hz: args.heartbeat_hz,
             streams_per_connection: args.streams_per_connection as usize,
+            workers_per_agent: args.workers_per_agent as usize,
+            num_agents: args.num_agents(),
             player_processes: args.processes,
             ..Report::default()
         };
@@ -410,6 +431,7 @@ fn players(
         ("--first", first.to_string().into()),
         ("--workers", workers.to_string().into()),
         ("--streams-per-connection", args.streams_per_connection.to_string().into()),
+        ("--workers-per-agent", args.workers_per_agent.to_string().into()),
     ];
     let mut line: Vec<OsString> = ["bench", "fleet-players"].map(OsString::from).into();
     line.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.into(), value]));

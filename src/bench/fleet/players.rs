@@ -42,6 +42,9 @@ pub struct Args {
     /// Streams of workers that share one connection
     #[arg(long, value_parser = positive)]
     streams_per_connection: usize,
+    /// Workers behind one agent; 0: none has one
+    #[arg(long)]
+    workers_per_agent: usize,
 }
 
 /// A worker that lives, or is to be replaced.
@@ -73,7 +76,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let files = Files::of_folder(&args.credentials);
     let credentials = Credentials::tls(files, None).context("read the credentials of the players")?;
     let (url, per) = (args.coordinator.clone(), args.streams_per_connection);
-    let connections = Arc::new(Connections::new(url, credentials, per, args.workers));
+    let connections = Arc::new(match args.workers_per_agent {
+        0 => Connections::new(url, credentials, per, args.workers),
+        per => Connections::by_agents(url, credentials, per)?,
+    });
     let seat = |at| Seat { number: args.first + at, generation: 0, rank: Arc::new(AtomicI64::new(-1)), kill: None };
     let seats = (0..args.workers).map(seat).collect();
     let mut players = Players { args, world: Arc::new(World::new(connections)), seats, playing: JoinSet::new() };
@@ -82,7 +88,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     loop {
         tokio::select! {
             line = orders.next_line() => match line.context("read an order")? {
-                Some(line) => players.obey(serde_json::from_str(&line).context("understand an order")?),
+                Some(line) => players.obey(serde_json::from_str(&line).context("understand an order")?).await?,
                 None => return Ok(ExitCode::SUCCESS),
             },
             () = players.world.changed() => {
@@ -99,9 +105,12 @@ impl Players {
         output::line(serde_json::to_string(&self.world.take()).context("write how the players stand")?)
     }
 
-    fn obey(&mut self, order: Order) {
+    async fn obey(&mut self, order: Order) -> Result<()> {
         match order {
-            Order::Join => (0..self.seats.len()).for_each(|at| self.start(at)),
+            Order::Join => {
+                self.world.connections.start_agents(self.seats.len(), self.args.first).await?;
+                (0..self.seats.len()).for_each(|at| self.start(at));
+            }
             Order::Step { epoch, step } => drop(self.world.steps.send_replace((Epoch::new(epoch), Step::new(step)))),
             Order::Echo { per_s } => drop(self.world.echo_per_s.send_replace(per_s)),
             Order::Kill { ranks, hosts } => {
@@ -124,6 +133,7 @@ impl Players {
                 }
             }
         }
+        Ok(())
     }
 
     fn start(&mut self, at: usize) {
@@ -133,7 +143,8 @@ impl Players {
         seat.rank = Arc::new(AtomicI64::new(-1));
         let host = seat.host();
         let identity = Register {
-            worker_id: format!("w{}-{}", seat.number, seat.generation),
+            // Behind an agent it begins with the name in the certificate, which all have in common here.
+            worker_id: format!("worker-{}-{}", seat.number, seat.generation),
             host: format!("h{host}"),
             rack: format!("r{}", host / HOSTS_OF_A_RACK),
             // Nobody dials it.

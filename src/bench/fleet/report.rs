@@ -15,6 +15,9 @@ pub struct Report {
     pub shape: [usize; 3],
     pub heartbeat_hz: u32,
     pub streams_per_connection: usize,
+    /// 0: none has one.
+    pub workers_per_agent: usize,
+    pub num_agents: usize,
     pub player_processes: usize,
     /// Nothing is trained: this says so to whoever reads the figures alone.
     pub trains: bool,
@@ -124,14 +127,14 @@ impl Report {
         let mut rows: Vec<[String; 2]> = Vec::new();
         let mut row = |what: &str, found: String| rows.push([what.into(), found]);
         let [tp, pp, dp] = self.shape;
-        let per = self.streams_per_connection;
+        let shared = match self.workers_per_agent {
+            0 => format!("{} workers a connection", self.streams_per_connection),
+            per => format!("{per} workers an agent, {} agents", self.num_agents),
+        };
         row("WORKERS", format!("{}, of which {} are spares; tp {tp} x pp {pp} x dp {dp}", self.workers, self.spares));
         row(
             "HEARTBEATS",
-            format!(
-                "{} Hz, {per} workers a connection, {} processes of players",
-                self.heartbeat_hz, self.player_processes
-            ),
+            format!("{} Hz, {shared}, {} processes of players", self.heartbeat_hz, self.player_processes),
         );
         let Join { welcomed_s, placed_s, cpu_s, received_bytes, written_bytes, .. } = &self.join;
         row("ALL JOIN", format!("welcome after {}, placed after {}", seconds(*welcomed_s), seconds(*placed_s)));

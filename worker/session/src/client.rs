@@ -35,13 +35,13 @@ use toroid_torus::ids::{Epoch, Step, Term};
 
 use crate::session::{self, Session, Standing};
 use crate::{Action, Knock, TrainerEvent};
-use coordinators::{Coordinators, Next};
 use leave::Leave;
 use outage::{Kind, Outage};
-use retry::Retry;
 use terms::Terms;
 
+pub use coordinators::{Coordinators, Next};
 pub use leave::Ending;
+pub use retry::{LONGEST, Retry};
 
 /// Of the failure timeout, within which the coordinator waits for the answer to a probe.
 const PROBE_SHARE: f64 = 0.8;
@@ -248,7 +248,7 @@ impl Client {
         }
         match self.coordinators.failed(leader) {
             Next::AtOnce => self.state = State::Offline { until: now },
-            Next::AfterPause => self.pause(retry::LONGEST, now),
+            Next::AfterPause => self.pause(LONGEST, now),
         }
     }
 
@@ -314,7 +314,7 @@ impl Client {
         if self.outage.failed(Kind::Lost, now).is_some() {
             out.push(Output::Warn(format!("lost the coordinator, training goes on: {why}")));
         }
-        self.pause(retry::LONGEST, now);
+        self.pause(LONGEST, now);
     }
 
     /// Another process has this worker's id: it closes the stream and tries again, ever more seldom.
@@ -323,7 +323,7 @@ impl Client {
         if let Some(lasted) = self.outage.failed(Kind::IdInUse, now) {
             out.push(Output::Warn(format!("not taken since {:.0} s, tries again: {why}", lasted.as_secs_f64())));
         }
-        self.pause(self.failure_timeout.max(retry::LONGEST), now);
+        self.pause(self.failure_timeout.max(LONGEST), now);
     }
 
     /// The coordinator's store knows nothing of what this worker holds, or less: the worker keeps its place, closes the stream and asks again.
@@ -339,7 +339,7 @@ impl Client {
             out.push(Output::Warn(format!("{keeps}{address} has not taken this worker since {lasted:.0} s: {why}")));
         }
         self.coordinators.failed(None);
-        self.pause(self.failure_timeout.max(retry::LONGEST), now);
+        self.pause(self.failure_timeout.max(LONGEST), now);
     }
 
     fn pause(&mut self, longest: Duration, now: Duration) {

@@ -26,6 +26,9 @@ use super::reason;
 /// Messages that wait for the stream, at most; more means that the coordinator does not read, and the stream is opened anew.
 const QUEUE: usize = 4096;
 
+/// How the address of an agent's socket begins, its path follows.
+pub const UNIX: &str = "unix:";
+
 /// What a process does of what its client says, beside carrying messages.
 pub trait Process {
     /// Dials this coordinator, within `limit` where there is one, and says Register on a stream.
@@ -219,11 +222,24 @@ pub type Opening = Pin<Box<dyn Future<Output = Result<Opened, DialError>> + Send
 
 /// Connects, opens a stream and registers on it.
 pub(super) async fn dial(
+    coordinator: &str,
     endpoint: Endpoint,
     credentials: Credentials,
     register: Register,
 ) -> Result<Opened, DialError> {
-    register_on(toroid_security::connect(endpoint, &credentials).await?, register).await
+    register_on(connect(coordinator, endpoint, &credentials).await?, register).await
+}
+
+/// Connects to a coordinator at `http://host:port`, or to an agent at `unix:/path`, to which nothing is shown. `endpoint` is that of the address.
+pub async fn connect(
+    coordinator: &str,
+    endpoint: Endpoint,
+    credentials: &Credentials,
+) -> Result<Channel, tonic::transport::Error> {
+    match coordinator.strip_prefix(UNIX) {
+        Some(path) => toroid_security::connect_unix(endpoint, path.into()).await,
+        None => toroid_security::connect(endpoint, credentials).await,
+    }
 }
 
 /// Opens a stream on a connection and registers on it.
@@ -238,8 +254,9 @@ pub async fn register_on(channel: Channel, register: Register) -> Result<Opened,
 /// `silence`: after which a coordinator is left. Where another may lead meanwhile, that has to be soon: the next leader waits for `failure_timeout` until it counts those as
 /// lost who have not come to it.
 pub fn endpoint_of(coordinator: &str, failure_timeout: Duration, silence: Duration) -> Result<Endpoint, ControlError> {
-    // What is spoken is the matter of the credentials.
-    let authority = coordinator.split_once("://").map_or(coordinator, |(_, authority)| authority);
+    // What is spoken is the matter of the credentials. An agent's socket has no name.
+    let authority = if coordinator.starts_with(UNIX) { "agent" } else { coordinator };
+    let authority = authority.split_once("://").map_or(authority, |(_, authority)| authority);
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|e| ControlError::Address { address: coordinator.into(), error: e.to_string() })?;
     Ok(endpoint

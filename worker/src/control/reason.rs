@@ -29,6 +29,7 @@ pub(super) fn in_words(error: &(dyn Error + 'static)) -> String {
     let kind = chain.iter().find_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
     match kind {
         Some(io::ErrorKind::ConnectionRefused) => return format!("nothing listens there ({text})"),
+        Some(io::ErrorKind::NotFound) => return format!("there is no such socket ({text})"),
         Some(io::ErrorKind::TimedOut) => {
             return format!("nothing answers there ({text}): a firewall, or the machine is off");
         }

@@ -7,14 +7,14 @@ const LIMIT: Duration = Duration::from_secs(1);
 
 /// When the next coordinator is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub enum Next {
     AtOnce,
     /// All have been asked.
     AfterPause,
 }
 
 #[derive(Debug)]
-pub(super) struct Coordinators {
+pub struct Coordinators {
     named: Vec<String>,
     /// Which of `named` is asked, or was last.
     at: usize,

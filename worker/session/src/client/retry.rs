@@ -4,16 +4,22 @@ use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(50);
 /// The bound, and a stream that lasted longer counts as a success.
-pub(super) const LONGEST: Duration = Duration::from_secs(1);
+pub const LONGEST: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(super) struct Retry {
+pub struct Retry {
     pause: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Retry {
+        Retry { pause: FIRST }
+    }
 }
 
 impl Retry {
     pub fn new() -> Retry {
-        Retry { pause: FIRST }
+        Retry::default()
     }
 
     /// A coordinator that takes the worker and drops it again and again is not asked without a pause.
