@@ -3,6 +3,7 @@
     python corpus/tests/ray_cluster.py --toroid-data target/debug/toroid-data        (`make test-data-ray`, which installs Ray)
 """
 import argparse, hashlib, json, os, pathlib, random, signal, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray._private import ray_constants
@@ -81,9 +82,12 @@ def main():
         expected = digests(folder / "one/out")
         num_tasks = len(json.loads((folder / "plan.json").read_text())["tasks"])
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False})
+        # Hooks at the exit can be set by the main thread alone, and raylets are started by another, too: `finally` ends them.
+        cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False})
         add = lambda: cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
         nodes = [add() for _ in range(args.raylets)]
+        # A raylet takes seconds to start, in which the others go on: those who die next do not wait for it.
+        starting, pending = ThreadPoolExecutor(1), []
         cluster.wait_for_nodes()
         log = open(folder / "driver.log", "w+")
         driver = subprocess.Popen(
@@ -98,7 +102,8 @@ def main():
                 # The next death comes when some tasks more are done: marks are what all sides see.
                 marks = list((folder / "ray/work").glob("tasks-*/*"))
                 num_done = sum(1 for mark in marks if not mark.name.startswith("."))
-                if sum(kills.values()) < args.kills and num_done > seen + num_tasks // (2 * args.kills):
+                nodes += [pending.pop(0).result() for _ in [start for start in pending if start.done()]]
+                if nodes and sum(kills.values()) < args.kills and num_done > seen + num_tasks // (2 * args.kills):
                     seen = num_done
                     node = draw.choice(nodes)
                     if sum(kills.values()) % 2 == 0 and (workers := children(raylet_of(node))):
@@ -108,7 +113,7 @@ def main():
                         os.kill(raylet_of(node), signal.SIGKILL)
                         kills["raylet"] += 1
                         nodes.remove(node)
-                        nodes.append(add())
+                        pending.append(starting.submit(add))
                 time.sleep(0.02)
             code = driver.wait()
             said = (folder / "driver.log").read_text()
@@ -125,6 +130,7 @@ def main():
         finally:
             driver.kill()
             driver.wait()
+            starting.shutdown()
             cluster.shutdown()
 
 

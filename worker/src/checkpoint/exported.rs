@@ -1,11 +1,22 @@
-//! Where an export goes: a file of this machine, or an object of a store. It appears whole, or not at all.
+//! Where an export goes: a file of this machine, or an object of a store. It appears whole, or not at all. And what it says of itself.
 
 use std::io::{self, Write as _};
 use std::path::Path;
 
 use toroid_storage::{Store, Upload, is_store};
+use toroid_torus::manifest::Manifest;
 
 use super::{AtomicFile, CheckpointError};
+
+/// What a file of weights is noted by of the tokenizer, and the note where a token is a byte.
+pub(super) const TOKENIZER_NOTE: &str = "tokenizer";
+pub(super) const BYTE_TOKENS: &str = "bytes";
+
+/// The notes of an export.
+pub(super) fn notes(manifest: &Manifest) -> Vec<(&'static str, String)> {
+    let tokenizer = manifest.tokenizer.as_deref().unwrap_or(BYTE_TOKENS).to_string();
+    vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string()), (TOKENIZER_NOTE, tokenizer)]
+}
 
 pub(super) struct Exported {
     target: Target,

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::TensorView;
 use safetensors::{SafeTensorError, SafeTensors};
 use toroid_hf::{Dtype, Folder};
-use toroid_torus::manifest::Manifest;
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::Partition;
 
 use super::CheckpointError;
+use super::exported::{BYTE_TOKENS, TOKENIZER_NOTE};
 use super::read::not_finite;
 use crate::data::map_file;
 
@@ -105,16 +105,6 @@ pub fn check_tokenizer(path: &Path, expected: Option<&str>) -> Result<(), Checkp
         }
     }
     Ok(())
-}
-
-/// What a file of weights is noted by of the tokenizer, and the note where a token is a byte.
-const TOKENIZER_NOTE: &str = "tokenizer";
-const BYTE_TOKENS: &str = "bytes";
-
-/// The notes of an export.
-pub(super) fn notes(manifest: &Manifest) -> Vec<(&'static str, String)> {
-    let tokenizer = manifest.tokenizer.as_deref().unwrap_or(BYTE_TOKENS).to_string();
-    vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string()), (TOKENIZER_NOTE, tokenizer)]
 }
 
 /// What files may have that are of a model which ends otherwise: it is passed over.

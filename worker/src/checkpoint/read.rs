@@ -14,8 +14,7 @@ use toroid_torus::manifest::{Entry, KINDS, Kind, Manifest, ManifestError, ShardF
 use toroid_torus::partition::{LocalSlice, Partition, Slice};
 
 use super::encode::{byte_range, bytes_of, copy_values, header};
-use super::exported::Exported;
-use super::initial::notes;
+use super::exported::{Exported, notes};
 use super::objects::Objects;
 use super::{CheckpointError, Storage, name_in};
 

@@ -24,7 +24,7 @@ use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 
 use super::emit::{Emit, EventOf};
 use super::lane::{Lane, Waited};
-use super::ppo::state::Carried;
+use super::ppo::carried::Carried;
 use super::publish::Publishing;
 use super::samples::Samples;
 use super::shared::Shared;

@@ -18,12 +18,14 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `state` | the rollouts of an iteration at a place, and what goes on from one to the next |
+//! | `state` | the rollouts of an iteration at a place |
+//! | `carried` | what goes on from one to the next |
 //! | `rollouts` | the numbers of an iteration, and what follows from them: advantages, returns, figures |
 //! | `write` | answers, token by token, over the stages and the TP group |
 //! | `score` | what the policy, the reference and the reward model say of them |
 //! | `models` | parameters of the reference and of the reward model at a place |
 
+pub(super) mod carried;
 mod config;
 pub(super) mod models;
 pub(super) mod rollouts;
@@ -36,9 +38,9 @@ use std::sync::Arc;
 use toroid_torus::failpoint;
 use toroid_torus::ids::{Rank, Step};
 
+use carried::Carried;
 use config::config;
 use rollouts::Rollouts;
-use state::Carried;
 
 use super::error::StepError;
 use super::job::Job;

@@ -14,8 +14,8 @@ use toroid_torus::cursor::{Cursor, splitmix64};
 use toroid_torus::ids::Step;
 use toroid_torus::job::{JobSpec, PpoConfig, RewardScale, SampleOrder};
 
+use super::carried::Carried;
 use super::config::config;
-use super::state::Carried;
 use crate::data::Batch;
 use crate::trainer::samples::Samples;
 

@@ -2,34 +2,10 @@
 
 use toroid_torus::failpoint;
 use toroid_torus::ids::Step;
-use toroid_torus::job::{JobSpec, RewardScale};
+use toroid_torus::job::JobSpec;
 
+use super::carried::Carried;
 use super::rollouts::Rollouts;
-
-/// What goes on from one iteration to the next.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(in crate::trainer) struct Carried {
-    /// What a nat of divergence costs in the iteration that begins next.
-    pub kl_coef: f64,
-    /// `None` before the first iteration has ended, and without a reward model.
-    pub reward_scale: Option<RewardScale>,
-}
-
-impl Carried {
-    /// Numbers of [`Carried::told`].
-    pub const LEN: usize = 3;
-
-    /// As places tell each other.
-    pub fn told(self) -> [f64; Carried::LEN] {
-        // No deviation is 0.
-        let scale = self.reward_scale.unwrap_or(RewardScale { mean: 0.0, std: 0.0 });
-        [self.kl_coef, scale.mean, scale.std]
-    }
-
-    pub fn of_told([kl_coef, mean, std]: [f64; Carried::LEN]) -> Carried {
-        Carried { kl_coef, reward_scale: (std != 0.0).then_some(RewardScale { mean, std }) }
-    }
-}
 
 /// Rollouts of an iteration, and what goes on from one to the next.
 #[derive(Debug)]

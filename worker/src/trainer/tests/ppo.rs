@@ -7,8 +7,8 @@ use toroid_proto::PolicyStep;
 use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of};
 use toroid_torus::ids::Step;
 
+use super::ppo_of_job::carried::Carried;
 use super::ppo_of_job::rollouts::{Answer, Rollouts, Said};
-use super::ppo_of_job::state::Carried;
 use super::*;
 
 /// Two to nine tokens, the first always the same.
