@@ -105,9 +105,13 @@ impl Incidents {
         } else {
             // One of an older version has only the calendar.
             let by_calendar = || ((now.unix_ms - newest.unix_ms) as f64 / 1e3 - newest.total_s()).max(0.0);
-            newest.fence_s += since.map_or_else(by_calendar, |since| since.elapsed(now).as_secs_f64());
-            restored.open =
-                Some(Open { number, phase: IncidentPhase::Fence, since: now.monotonic, num_causes: MAX_CAUSES });
+            let lasted_s = since.map_or_else(by_calendar, |since| since.elapsed(now).as_secs_f64());
+            let (phase, phase_s) = match newest.is_healing {
+                true => (IncidentPhase::Heal, &mut newest.heal_s),
+                false => (IncidentPhase::Fence, &mut newest.fence_s),
+            };
+            *phase_s += lasted_s;
+            restored.open = Some(Open { number, phase, since: now.monotonic, num_causes: MAX_CAUSES });
         }
         restored
     }
@@ -163,6 +167,7 @@ impl Incidents {
         }
         open.phase = phase;
         open.since = monotonic;
+        incident.is_healing = phase == IncidentPhase::Heal;
         Some(incident)
     }
 
@@ -203,6 +208,7 @@ impl Incidents {
             heal_s: 0.0,
             redo_s: 0.0,
             resolved: false,
+            is_healing: false,
             since: None,
         };
         self.all.insert(number, incident);
@@ -284,7 +290,7 @@ impl Incidents {
         let Some(incident) = self.enter(IncidentPhase::Heal, cx.now()) else { return };
         incident.redo_s = incident.heal_s.min(step_s);
         incident.heal_s -= incident.redo_s;
-        incident.resolved = true;
+        (incident.resolved, incident.is_healing) = (true, false);
         let incident = incident.clone();
         self.open = None;
         *cx.edit().lost_s += incident.detect_s + incident.total_s();

@@ -1,5 +1,7 @@
 //! The coordinator is killed and goes on from what it had stored (T-9).
 
+use toroid_proto as proto;
+use toroid_proto::worker_message::Body;
 use toroid_torus::ids::Rank;
 
 use super::recovery::peer_lost;
@@ -99,6 +101,31 @@ fn an_incident_keeps_its_rung_when_the_coordinator_dies_in_it() {
     assert_eq!((incidents.len(), incidents[0].rung.as_str(), incidents[0].resolved), (1, "spare", true));
     let reason = &incidents[0].reason;
     assert!(reason.contains("c takes rank 1") && reason.contains("the coordinator was restarted"), "{reason}");
+}
+
+/// The validation of the step that all go on from shows that the job runs, before another step is made. The coordinator dies then, all keep the epoch,
+/// and its next step ends the incident.
+#[test]
+fn an_incident_ends_when_the_coordinator_dies_behind_its_start() {
+    let (mut world, job) = running();
+    world.kill("b");
+    world.settle();
+    let validation = proto::Validation { step: 5, ce: 2.0, tokens: 64, ..Default::default() };
+    let report = proto::ValidationReport { job_id: job.clone(), epoch: 2, validation: Some(validation) };
+    world.worker("a").outbox.push_back(Body::Validation(report));
+    world.settle();
+    let record = world.record(&job);
+    assert_eq!((record.epoch.get(), record.state), (2, State::Running), "{:?}", world.story);
+    assert!(!world.view(&job).incidents[0].resolved);
+    world.restart(|_| true);
+    world.settle();
+    world.pass(std::time::Duration::from_secs(1));
+    world.train(&job, 1);
+    let incidents = world.view(&job).incidents;
+    let found = (world.record(&job).epoch.get(), incidents.len(), incidents[0].rung.as_str(), incidents[0].resolved);
+    assert_eq!(found, (2, 1, "spare", true), "{incidents:?}");
+    let lasted_s = incidents[0].heal_s + incidents[0].redo_s;
+    assert!((1.0..2.0).contains(&lasted_s), "it was healed all the time: {incidents:?}");
 }
 
 #[test]
