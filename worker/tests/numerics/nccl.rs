@@ -189,7 +189,7 @@ fn compare<R: Runtime>(at: At<'_, R>) -> Result<(), CommError> {
     if shape.tp() > 1 {
         assert!(comm.carries_tp());
         let group = Group::tp(&shape, rank);
-        // Exchanged, direct and in rings, through the host; what does not divide, and nothing.
+        // Exchanged, by chunks and in a ring of two, through the host; what does not divide, and nothing.
         for len in [0, 1, 1_003, 9_000, 20_011, 40_000] {
             let mut expected = values(rank, len, len);
             let mut buf = upload(device, &expected);
