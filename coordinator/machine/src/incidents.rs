@@ -118,11 +118,13 @@ impl Incidents {
 
     /// As the store is to have it.
     pub fn stored(&self, number: u64, now: Now) -> Option<Incident> {
-        let open = self.open.as_ref().filter(|o| o.number == number).map(|o| now.monotonic.saturating_sub(o.since));
+        let open = self.open.as_ref().filter(|o| o.number == number);
+        let is_healing = open.is_some_and(|o| o.phase == IncidentPhase::Heal);
+        let open = open.map(|o| now.monotonic.saturating_sub(o.since));
         let redo = self.redo.as_ref().filter(|r| r.number == number);
         let redo = redo.map(|r| now.monotonic.saturating_sub(r.since) + r.before);
         let since = open.or(redo).map(|ago| Moment::before(now, ago));
-        self.all.get(&number).map(|incident| Incident { since, ..incident.clone() })
+        self.all.get(&number).map(|incident| Incident { since, is_healing, ..incident.clone() })
     }
 
     /// The newest, ascending by number.
@@ -167,7 +169,6 @@ impl Incidents {
         }
         open.phase = phase;
         open.since = monotonic;
-        incident.is_healing = phase == IncidentPhase::Heal;
         Some(incident)
     }
 
@@ -290,7 +291,7 @@ impl Incidents {
         let Some(incident) = self.enter(IncidentPhase::Heal, cx.now()) else { return };
         incident.redo_s = incident.heal_s.min(step_s);
         incident.heal_s -= incident.redo_s;
-        (incident.resolved, incident.is_healing) = (true, false);
+        incident.resolved = true;
         let incident = incident.clone();
         self.open = None;
         *cx.edit().lost_s += incident.detect_s + incident.total_s();

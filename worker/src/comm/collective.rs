@@ -122,14 +122,19 @@ pub fn all_reduce_sum(
         links.run(&mut [Transfer::Send { peer, channel, data: cast_slice(own) }])?;
         return links.run(&mut [Transfer::Add { peer, channel, sum: own }]);
     }
-    if scratch.len() < n * len {
-        scratch.resize(n * len, 0.0);
-    }
-    let parts = &mut scratch[..n * len];
+    let parts = room(scratch, n * len);
     exchange(links, &group.ranks, group.me, channel, cast_slice(buf), cast_slice_mut(parts))?;
     parts[group.me * len..][..len].copy_from_slice(buf);
     sum_in_order(parts, buf);
     Ok(())
+}
+
+/// The first `len` elements of `scratch`, which grows where it has fewer.
+fn room(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    &mut scratch[..len]
 }
 
 /// Each member adds the values that all have of its chunk, in the order of the members, and gives the sum to the others.
@@ -144,10 +149,7 @@ fn sum_by_chunks(
     let (n, me, len) = (ranks.len(), *me, buf.len());
     let chunk = |member: usize| schedules::chunk_range(len, n, &(member..member + 1));
     let (own, others) = (chunk(me), (1..n).map(|distance| (me + distance) % n));
-    if scratch.len() < n * own.len() {
-        scratch.resize(n * own.len(), 0.0);
-    }
-    let parts = &mut scratch[..n * own.len()];
+    let parts = room(scratch, n * own.len());
     let sends =
         others.clone().map(|peer| Transfer::Send { peer: ranks[peer], channel, data: cast_slice(&buf[chunk(peer)]) });
     let recvs = parts.chunks_exact_mut(own.len()).enumerate().filter(|(member, _)| *member != me);

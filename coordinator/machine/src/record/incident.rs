@@ -128,7 +128,7 @@ pub struct Incident {
     /// Making again the step in flight, and after a restore all that were lost.
     pub redo_s: f64,
     pub resolved: bool,
-    /// The epoch that ends it was started: its next step does, whichever coordinator hears of it.
+    /// When it was stored, the epoch that ends it was started: its next step does, whichever coordinator hears of it.
     #[serde(default)]
     pub is_healing: bool,
     /// What lasts is accounted for up to here.

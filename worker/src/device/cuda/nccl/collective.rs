@@ -29,6 +29,21 @@ fn at(buffer: DevicePtr, element: usize) -> DevicePtr {
     buffer + (element * F32) as u64
 }
 
+/// Adds to `own`, of so many elements, what others have in their slots, in the order of the members; that of `me` is free.
+///
+/// # Safety
+///
+/// There are `n` slots of as many elements.
+unsafe fn sum_in_order<R: Runtime>(runtime: &R, slots: DevicePtr, (own, len): (DevicePtr, usize), n: usize, me: usize) {
+    let slot = |member: usize| at(slots, member * len);
+    // SAFETY: the caller's; the adds come after the copies in the stream.
+    unsafe {
+        runtime.copy(own, slot(me), len * F32);
+        runtime.copy(slot(0), own, len * F32);
+        (1..n).for_each(|member| runtime.add(Stream::Compute, slot(member), own, len));
+    }
+}
+
 impl<R: Runtime> State<R> {
     fn rounds(&mut self, kind: Kind, [dx, dy, me]: [usize; 3], len: usize) -> Arc<Vec<Round>> {
         let key = (kind, [dx, dy, me, len]);
@@ -160,16 +175,14 @@ impl<R: Runtime> State<R> {
         let slots = at_least(runtime, &mut self.scratch[0], n * len * F32);
         let slot = |member: usize| at(slots, member * len);
         self.gather_slots(runtime, (buffer, len), slots, n, me)?;
-        // SAFETY: slots and buffer have `len` elements each, and the adds come after the copies in the stream.
+        // SAFETY: slots and buffer have `len` elements each.
         unsafe {
             if n == 2 {
                 // Own + other has the same bits on both sides.
                 runtime.add(Stream::Compute, slot(1 - me), buffer, len);
-                return Ok(());
+            } else {
+                sum_in_order(runtime, slots, (buffer, len), n, me);
             }
-            runtime.copy(buffer, slot(me), len * F32);
-            runtime.copy(slot(0), buffer, len * F32);
-            (1..n).for_each(|member| runtime.add(Stream::Compute, slot(member), buffer, len));
         }
         Ok(())
     }
@@ -197,12 +210,8 @@ impl<R: Runtime> State<R> {
             ]
         });
         self.exchange(runtime, Line::Tp, Stream::Compute, &to_sum.collect::<Vec<_>>())?;
-        // SAFETY: slots and the own chunk have `own_len` elements each, and the adds come after the copies in the stream.
-        unsafe {
-            runtime.copy(own, slot(me), bytes);
-            runtime.copy(slot(0), own, bytes);
-            (1..n).for_each(|member| runtime.add(Stream::Compute, slot(member), own, own_len));
-        }
+        // SAFETY: slots and the own chunk have `own_len` elements each.
+        unsafe { sum_in_order(runtime, slots, (own, own_len), n, me) };
         let sums = others().flat_map(|peer| {
             let (to, bytes_of_peer) = of(peer);
             [PointToPoint::Send { peer, from: own, bytes }, PointToPoint::Recv { peer, to, bytes: bytes_of_peer }]
