@@ -45,24 +45,31 @@ pub(crate) struct Outgoing {
     grace: Grace,
 }
 
-/// When a stream that ends may be followed by another of the same worker.
+/// Which ends of a stream leave its worker time to come back on another, and how much.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Grace {
-    /// When what made the worker known ends, and its streams with it; `None`: never.
-    pub good_until: Option<SystemTime>,
-    /// How long the worker has to come back. The clocks of both ends differ by less.
+    pub of: Ends,
     pub limit: Duration,
 }
 
-impl Grace {
-    /// Of a stream whose end, whatever it ends of, says nothing of the worker.
-    pub fn of_any_end(limit: Duration) -> Grace {
-        Grace { good_until: Some(SystemTime::UNIX_EPOCH), limit }
-    }
+/// The ends of a stream that say nothing of its worker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ends {
+    None,
+    /// That of the certificate or token by which it was let in: its streams end with it. The clocks of both ends differ by less than the limit.
+    OfCredential(SystemTime),
+    /// An agent's, whatever it ends of.
+    All,
+}
 
-    /// A stream that ends now ends as its certificate does.
+impl Grace {
+    /// A stream that ends now leaves its worker time.
     pub fn applies(&self) -> bool {
-        self.good_until.is_some_and(|end| end <= SystemTime::now() + self.limit)
+        match self.of {
+            Ends::None => false,
+            Ends::OfCredential(end) => end <= SystemTime::now() + self.limit,
+            Ends::All => true,
+        }
     }
 }
 
@@ -156,8 +163,8 @@ mod tests {
         }
     }
 
-    fn grace(good_for: Option<Duration>) -> Grace {
-        Grace { good_until: good_for.map(|left| SystemTime::now() + left), limit: Duration::from_secs(60) }
+    fn grace(of: Ends) -> Grace {
+        Grace { of, limit: Duration::from_secs(60) }
     }
 
     fn stop(job: &str) -> CoordinatorMessage {
@@ -170,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn acknowledgements_that_wait_are_one() {
-        let (outbox, outgoing) = outbox(grace(None));
+        let (outbox, outgoing) = outbox(grace(Ends::None));
         (1..=10_000).for_each(|step| assert_eq!(outbox.push(ack("j-1", step)), Ok(())));
         outbox.push(stop("j-1")).unwrap();
         (1..=3).for_each(|step| outbox.push(ack("j-1", step)).unwrap());
@@ -182,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_messages_are_bounded() {
-        let (outbox, mut outgoing) = outbox(grace(None));
+        let (outbox, mut outgoing) = outbox(grace(Ends::None));
         (0..MAX_MESSAGES).for_each(|_| outbox.push(stop("j-1")).unwrap());
         assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
         assert_eq!(outgoing.next().await, Some(stop("j-1")));
@@ -193,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_is_woken_by_a_message_and_by_the_end() {
-        let (outbox, mut outgoing) = outbox(grace(None));
+        let (outbox, mut outgoing) = outbox(grace(Ends::None));
         let waiting = tokio::spawn(async move { (outgoing.next().await, outgoing.next().await) });
         tokio::task::yield_now().await;
         outbox.push(stop("j-1")).unwrap();
@@ -204,16 +211,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_sends_is_not_taken() {
-        let (outbox, outgoing) = outbox(grace(None));
+        let (outbox, outgoing) = outbox(grace(Ends::None));
         drop(outgoing);
         assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
     }
+
     #[tokio::test]
     async fn what_is_said_to_a_worker_whose_certificate_has_ended_waits_for_its_next_stream() {
-        for (good_for, expected) in [(Duration::ZERO, Ok(())), (Duration::from_secs(3600), Err(NotTaken))] {
-            let (outbox, outgoing) = outbox(grace(Some(good_for)));
+        let now = SystemTime::now();
+        for (of, expected) in [
+            (Ends::OfCredential(now), Ok(())),
+            (Ends::OfCredential(now + Duration::from_secs(3600)), Err(NotTaken)),
+            (Ends::All, Ok(())),
+        ] {
+            let (outbox, outgoing) = outbox(grace(of));
             drop(outgoing);
-            (0..=MAX_MESSAGES).for_each(|_| assert_eq!(outbox.push(stop("j-1")), expected, "good for {good_for:?}"));
+            (0..=MAX_MESSAGES).for_each(|_| assert_eq!(outbox.push(stop("j-1")), expected, "{of:?}"));
         }
     }
 }

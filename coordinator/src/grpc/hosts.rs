@@ -39,7 +39,7 @@ use crate::caller::Caller;
 use crate::handle::{AskError, Command, Connection, Handle};
 use crate::lead::Leader;
 use crate::machine::{Limits, StreamId};
-use crate::outbox::{Grace, Outgoing, outbox};
+use crate::outbox::{Ends, Grace, Outgoing, outbox};
 
 /// Opens the stream of an agent.
 pub(super) async fn open(
@@ -59,7 +59,7 @@ pub(super) async fn open(
         build_version: proto::build().version.clone(),
     };
     let lines = Arc::new(Lines::default());
-    let grace = Grace::of_any_end(limits.failure_timeout);
+    let grace = Grace { of: Ends::All, limit: limits.failure_timeout };
     let reader = Reader { handle, certified, grace, lines: Arc::clone(&lines), open: BTreeMap::new() };
     tokio::spawn(reader.run(incoming));
     Ok(Response::new(Answers {
@@ -469,7 +469,7 @@ mod tests {
     }
 
     fn added(lines: &Lines, worker: u32) -> Outbox {
-        let (outbox, outgoing) = outbox(Grace::of_any_end(Duration::from_secs(60)));
+        let (outbox, outgoing) = outbox(Grace { of: Ends::All, limit: Duration::from_secs(60) });
         lines.add(worker, outgoing);
         outbox
     }

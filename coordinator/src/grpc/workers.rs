@@ -16,7 +16,7 @@ use crate::caller::Caller;
 use crate::handle::{AskError, Command, Connection, Handle};
 use crate::lead::Leader;
 use crate::machine::{Limits, StreamId};
-use crate::outbox::{Grace, outbox};
+use crate::outbox::{Ends, Grace, outbox};
 
 pub(crate) struct Workers {
     leader: Leader,
@@ -46,8 +46,8 @@ impl WorkerService for Workers {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = request.extensions().get::<Caller>();
         let certified = caller.map(Caller::certified_worker).unwrap_or_default();
-        let good_until = caller.and_then(|caller| caller.good_until);
-        let grace = Grace { good_until, limit: self.limits.failure_timeout };
+        let of = caller.and_then(|caller| caller.good_until).map_or(Ends::None, Ends::OfCredential);
+        let grace = Grace { of, limit: self.limits.failure_timeout };
         let (messages, outgoing) = outbox(grace);
         let (open, closed) = oneshot::channel();
         let handle = self.leader.handle().map_err(AskError::from)?;

@@ -1,17 +1,17 @@
 //! The connections of a process of players: one for each worker, as real workers have them, or one for several. Behind agents, which are in this
-//! process as well and are those of `toroid agent`, each worker has one to its agent, and each agent one to the coordinator.
+//! process as well and are those of `toroid agent`, each agent has one. Its workers call it without a socket: on a cluster they are on machines of
+//! their own, so what they cost is nothing that is to be measured.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
 use tokio::sync::{Mutex, Semaphore};
 use tonic::transport::{Channel, Endpoint};
 use toroid_proto::Register;
+use toroid_proto::worker_service_server::WorkerServiceServer;
 use toroid_security::Credentials;
 use toroid_worker::control::agent;
-use toroid_worker::control::carrier::{DialError, Opened, UNIX, connect, endpoint_of, register_on};
+use toroid_worker::control::carrier::{DialError, Opened, endpoint_of, register_on};
 
 /// Handshakes that go on at a time. All players come from one address, of which a coordinator lets fewer begin than it would of as many hosts.
 const MAX_HANDSHAKES: usize = 64;
@@ -30,44 +30,40 @@ pub struct Connections {
     agents: Option<Agents>,
 }
 
+type Agent = WorkerServiceServer<agent::Local>;
+
 /// The agents of this process.
+#[derive(Default)]
 struct Agents {
-    /// Their sockets, by number; it goes with this process.
-    folder: tempfile::TempDir,
     /// Workers of one agent.
     per: usize,
-}
-
-impl Agents {
-    fn socket(&self, number: usize) -> PathBuf {
-        self.folder.path().join(number.to_string())
-    }
+    /// By number, once they are started.
+    started: OnceLock<Vec<Agent>>,
 }
 
 impl Connections {
     /// The same by agents, each of so many workers. They dial when they are started.
-    pub fn by_agents(coordinator: String, credentials: Credentials, per: usize) -> Result<Connections> {
-        let folder = tempfile::tempdir().context("make a folder for the sockets of agents")?;
-        let agents = Some(Agents { folder, per });
-        Ok(Connections { agents, ..Connections::new(coordinator, credentials, 1, 0) })
+    pub fn by_agents(coordinator: String, credentials: Credentials, per: usize) -> Connections {
+        let agents = Some(Agents { per, ..Agents::default() });
+        Connections { agents, ..Connections::new(coordinator, credentials, 1, 0) }
     }
 
     /// Starts the agents of workers of these numbers, `0..num`; none where there are to be none.
-    pub async fn start_agents(&self, num: usize, first: usize) -> Result<()> {
-        let Some(agents) = &self.agents else { return Ok(()) };
-        for number in 0..num.div_ceil(agents.per) {
+    pub fn start_agents(&self, num: usize, first: usize) {
+        let Some(agents) = &self.agents else { return };
+        let start = |number| {
             let name = format!("agent-{first}-{number}");
-            let config = agent::Config {
+            let (service, speaking) = agent::agent(agent::Config {
                 coordinators: vec![self.coordinator.clone()],
                 credentials: self.credentials.clone(),
                 host: name.clone(),
                 name,
                 failure_timeout: SILENCE,
-            };
-            let listener = agent::listen(&agents.socket(number)).await.context("start an agent")?;
-            tokio::spawn(agent::run(listener, config));
-        }
-        Ok(())
+            });
+            tokio::spawn(speaking);
+            service
+        };
+        agents.started.get_or_init(|| (0..num.div_ceil(agents.per)).map(start).collect());
     }
 
     /// For workers of these numbers, `0..num`.
@@ -87,9 +83,8 @@ impl Connections {
     /// Opens a stream for the worker of this number and registers on it.
     pub async fn open(&self, number: usize, register: Register) -> Result<Opened, DialError> {
         if let Some(agents) = &self.agents {
-            let address = format!("{UNIX}{}", agents.socket(number / agents.per).display());
-            let endpoint = endpoint_of(&address, PATIENCE, SILENCE)?;
-            return register_on(connect(&address, endpoint, &Credentials::none()).await?, register).await;
+            let agent = agents.started.get().and_then(|started| started.get(number / agents.per));
+            return register_on(agent.ok_or("its agent is not started")?.clone(), register).await;
         }
         let Some(slot) = self.shared.get(number / self.per).filter(|_| self.per > 1) else {
             return register_on(self.dial().await?, register).await;

@@ -48,10 +48,14 @@ const MAX_CONNECTIONS: usize = 4000;
 /// Nothing that is waited for takes so long.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Workers, spares included. Their trainers are played: nothing is trained, and the loss is invented
-    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = positive)]
+    /// Workers, spares included. Their trainers are played: nothing is trained, and the loss is invented. Several numbers: a fleet of each, one after
+    /// the other, and a column of the table for each
+    #[arg(long = "workers", default_value = "2048", value_name = "N[,N...]", value_parser = positive, value_delimiter = ',')]
+    sizes: Vec<usize>,
+    /// Those of the fleet that is measured.
+    #[arg(skip)]
     workers: usize,
     /// Of them, those without a place; default: a sixteenth, and what the shape leaves over
     #[arg(long, value_name = "N")]
@@ -182,20 +186,29 @@ impl std::fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 pub async fn run(args: Args) -> Result<ExitCode> {
+    let mut reports = Vec::new();
+    for workers in args.sizes.iter().copied() {
+        match measure(&Args { workers, ..args.clone() }).await {
+            Ok(report) => reports.push(report),
+            Err(error) if error.is::<Interrupted>() => return Ok(Exit::Interrupted.into()),
+            Err(error) => return Err(error.context(format!("measure a fleet of {workers} workers"))),
+        }
+    }
+    match reports.as_slice() {
+        [report] => args.format.answer(report, report.text())?,
+        several => args.format.answer(&several, report::growth(several))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure(args: &Args) -> Result<Report> {
     let dir = args.dir.join("bench-fleet");
     make_anew(&dir)?;
-    let mut fleet = Fleet::start(&args, &dir).await?;
-    let measured = fleet.measure(&args).await;
+    let mut fleet = Fleet::start(args, &dir).await?;
+    let measured = fleet.measure(args).await;
     fleet.stop().await;
     remove(&dir)?;
-    match measured {
-        Ok(report) => {
-            args.format.answer(&report, report.text())?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(error) if error.is::<Interrupted>() => Ok(Exit::Interrupted.into()),
-        Err(error) => Err(error),
-    }
+    measured
 }
 
 impl Fleet {

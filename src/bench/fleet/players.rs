@@ -78,7 +78,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (url, per) = (args.coordinator.clone(), args.streams_per_connection);
     let connections = Arc::new(match args.workers_per_agent {
         0 => Connections::new(url, credentials, per, args.workers),
-        per => Connections::by_agents(url, credentials, per)?,
+        per => Connections::by_agents(url, credentials, per),
     });
     let seat = |at| Seat { number: args.first + at, generation: 0, rank: Arc::new(AtomicI64::new(-1)), kill: None };
     let seats = (0..args.workers).map(seat).collect();
@@ -108,7 +108,7 @@ impl Players {
     async fn obey(&mut self, order: Order) -> Result<()> {
         match order {
             Order::Join => {
-                self.world.connections.start_agents(self.seats.len(), self.args.first).await?;
+                self.world.connections.start_agents(self.seats.len(), self.args.first);
                 (0..self.seats.len()).for_each(|at| self.start(at));
             }
             Order::Step { epoch, step } => drop(self.world.steps.send_replace((Epoch::new(epoch), Step::new(step)))),

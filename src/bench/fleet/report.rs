@@ -219,3 +219,37 @@ impl Report {
         text
     }
 }
+
+/// Fleets side by side: how what one costs grows with its workers.
+pub fn growth(of: &[Report]) -> String {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut row = |what: &str, found: &dyn Fn(&Report) -> Option<String>| {
+        let found: Vec<Option<String>> = of.iter().map(found).collect();
+        if found.iter().any(Option::is_some) {
+            let cells = found.into_iter().map(|cell| cell.unwrap_or_else(|| "-".into()));
+            rows.push([what.to_string()].into_iter().chain(cells).collect());
+        }
+    };
+    row("WORKERS", &|r| Some(r.workers.to_string()));
+    row("AGENTS", &|r| (r.workers_per_agent > 0).then(|| r.num_agents.to_string()));
+    row("ALL PLACED", &|r| Some(seconds(r.join.placed_s)));
+    row("  processor", &|r| Some(seconds(r.join.cpu_s)));
+    row("MEMORY A WORKER", &|r| Some(bytes(r.join.rss_bytes_per_worker).to_string()));
+    row("COORDINATOR", &|r| Some(percent(r.steady.cores)));
+    row("  processor a message", &|r| Some(seconds(r.steady.cores / r.steady.messages_per_s)));
+    row("HEARTBEAT, median", &|r| r.steady.heartbeat_s.as_ref().map(|s| seconds(s.median)));
+    for what in ["worker", "host", "rack"] {
+        let find = |r: &Report| r.deaths.iter().position(|d| d.what == what);
+        let median = |spread: &Option<Spread>| spread.as_ref().map(|s| seconds(s.median));
+        row(&format!("A {} DIES, all told", what.to_uppercase()), &|r| median(&r.deaths[find(r)?].told_s));
+        row("  decided", &|r| median(&r.deaths[find(r)?].decided_s));
+        row("  processor", &|r| Some(seconds(r.deaths[find(r)?].cpu_s)));
+        row("  processor a worker", &|r| Some(seconds(r.deaths[find(r)?].cpu_s / r.workers as f64)));
+        row("  epochs", &|r| Some(format!("{:.1}", r.deaths[find(r)?].epochs)));
+    }
+    row("COORDINATOR DIES", &|r| r.restart.as_ref().map(|restart| seconds(restart.welcomed_s)));
+    row("  processor", &|r| r.restart.as_ref().map(|restart| seconds(restart.cpu_s)));
+    row("  epochs", &|r| r.restart.as_ref().map(|restart| restart.epochs.to_string()));
+    row("STORE", &|r| Some(bytes(r.store_bytes).to_string()));
+    table(&rows)
+}

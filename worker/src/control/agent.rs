@@ -36,7 +36,7 @@ use toroid_proto::limits::{AGENT_MESSAGE_BYTES_MAX, COORDINATOR_MESSAGE_BYTES_MA
 use toroid_proto::worker_service_server::WorkerServiceServer;
 
 pub use config::Config;
-use local::Local;
+pub use local::Local;
 use upstream::{Standing, Upstream};
 
 /// Connections that wait to be taken by HTTP/2.
@@ -76,18 +76,24 @@ pub async fn listen(path: &Path) -> Result<UnixListener, AgentError> {
     Ok(listener)
 }
 
-/// Speaks for the workers that come to `listener`, as long as it is not dropped.
-pub async fn run(listener: UnixListener, config: Config) -> Result<(), AgentError> {
+/// An agent without a socket: what its workers call, and what speaks to the coordinator, for as long as it is polled.
+pub fn agent(config: Config) -> (WorkerServiceServer<Local>, impl Future<Output = ()> + Send) {
     let (standing, seen) = watch::channel(Standing::Away { why: "the agent starts".into() });
     let service = WorkerServiceServer::new(Local::new(seen, config.failure_timeout))
         .max_decoding_message_size(AGENT_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
+    (service, Upstream::new(config, standing).run())
+}
+
+/// Speaks for the workers that come to `listener`, as long as it is not dropped.
+pub async fn run(listener: UnixListener, config: Config) -> Result<(), AgentError> {
+    let (service, speaking) = agent(config);
     let (taken, incoming) = mpsc::channel(MAX_WAITING);
     let serving = Server::builder().add_service(service).serve_with_incoming(ReceiverStream::new(incoming));
     tokio::select! {
         served = serving => served.map_err(AgentError::Serve),
         () = accept(listener, taken) => Ok(()),
-        () = Upstream::new(config, standing).run() => Ok(()),
+        () = speaking => Ok(()),
     }
 }
 

@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::client::GrpcService;
+use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::transport::{Channel, Endpoint};
 use toroid_proto::limits::COORDINATOR_MESSAGE_BYTES_MAX;
 use toroid_proto::worker_message::Body;
@@ -242,8 +244,12 @@ pub async fn connect(
     }
 }
 
-/// Opens a stream on a connection and registers on it.
-pub async fn register_on(channel: Channel, register: Register) -> Result<Opened, DialError> {
+/// Opens a stream on a connection, or whatever else takes calls, and registers on it.
+pub async fn register_on<T>(channel: T, register: Register) -> Result<Opened, DialError>
+where
+    T: GrpcService<tonic::body::Body, Error: Into<StdError>>,
+    T::ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+{
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
     let (sender, receiver) = mpsc::channel(QUEUE);
     sender.send(WorkerMessage { body: Some(Body::Register(register)) }).await?;

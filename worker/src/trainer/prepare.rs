@@ -157,8 +157,7 @@ impl<'a> Source<'a> {
 
     /// Of a job of kind ppo.
     fn carried(&self) -> Option<Carried> {
-        let file = self.manifest().and_then(|m| m.files.first())?;
-        Some(Carried { kl_coef: file.kl_coef?, reward_scale: file.reward_scale })
+        self.manifest().and_then(|m| m.files.first()).and_then(Carried::of_file)
     }
 
     /// A job that resumes another's checkpoint does not validate that step again.

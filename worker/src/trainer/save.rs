@@ -142,10 +142,10 @@ impl Checkpoints {
             let made = storage.write_shard_counted(step.get(), writer, part, state, &saving.written);
             shared.end_saving();
             event.emit(match made {
-                Ok(file) => {
-                    let (kl_coef, reward_scale) =
-                        (of.carried.map(|c| c.kl_coef), of.carried.and_then(|c| c.reward_scale));
-                    let file = ShardFile { kl_coef, reward_scale, ..file };
+                Ok(mut file) => {
+                    if let Some(carried) = of.carried {
+                        carried.put_in(&mut file);
+                    }
                     let write_s = (system::now() - saving.since).as_secs_f64();
                     Event::ShardWritten { step, file: Box::new(file), write_s }
                 }

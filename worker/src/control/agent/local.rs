@@ -17,14 +17,15 @@ use super::upstream::{Line, Link, QUEUE, Standing};
 /// A worker that comes while the agent has no coordinator waits for so long: less than a worker that has other addresses waits for one.
 const PATIENCE: Duration = Duration::from_millis(800);
 
-pub(super) struct Local {
+/// What the workers of an agent call.
+pub struct Local {
     standing: watch::Receiver<Standing>,
     /// Of a new stream, for its first message.
     limit: Duration,
 }
 
 impl Local {
-    pub fn new(standing: watch::Receiver<Standing>, limit: Duration) -> Local {
+    pub(super) fn new(standing: watch::Receiver<Standing>, limit: Duration) -> Local {
         Local { standing, limit }
     }
 

@@ -1,6 +1,7 @@
 //! What an iteration of a policy leaves to the next.
 
 use toroid_torus::job::RewardScale;
+use toroid_torus::manifest::ShardFile;
 
 /// What goes on from one iteration to the next.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,5 +25,14 @@ impl Carried {
 
     pub fn of_told([kl_coef, mean, std]: [f64; Carried::LEN]) -> Carried {
         Carried { kl_coef, reward_scale: (std != 0.0).then_some(RewardScale { mean, std }) }
+    }
+
+    /// As each file of a checkpoint says it; `None`: of a job of another kind.
+    pub fn of_file(file: &ShardFile) -> Option<Carried> {
+        Some(Carried { kl_coef: file.kl_coef?, reward_scale: file.reward_scale })
+    }
+
+    pub fn put_in(self, file: &mut ShardFile) {
+        (file.kl_coef, file.reward_scale) = (Some(self.kl_coef), self.reward_scale);
     }
 }
