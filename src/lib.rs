@@ -65,6 +65,7 @@ mod plan;
 mod progress;
 mod queue;
 mod scale;
+mod scratch;
 mod shell;
 mod simulate;
 mod slurm;

@@ -180,6 +180,7 @@ fn prepared(assign: &proto::Assign) -> proto::Prepared {
         sealed_next: false,
         inputs: None,
         sums_from: 1,
+        ..Default::default()
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Serialize;
 use toroid_proto as proto;
 use toroid_worker::checkpoint::Storage;
 
-use super::{Ways, make_anew, parse_shape, remove};
+use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
@@ -28,6 +28,7 @@ use crate::format::table;
 use crate::local::job::{self, JobArgs, LocalJob};
 use crate::local::{default_threads, positive};
 use crate::output::FormatArgs;
+use crate::scratch::BENCH;
 
 /// One write to the disk.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -83,7 +84,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let folder =
         std::path::absolute(args.dir.join("bench-checkpoints")).context("find the folder of the checkpoints")?;
-    make_anew(&folder)?;
+    BENCH.make_anew(&folder)?;
     let job = job_of(&args, &folder)?;
     let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
     let settings = Settings::new(&args.dir, threads)?;
@@ -95,7 +96,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let outcome = inject::run(&settings, &job, Plan::nothing(), &mut signals).await;
     is_over.store(true, Ordering::Relaxed);
     let raw = disk.await.context("measure the disk")?;
-    remove(&folder)?;
+    BENCH.remove(&folder)?;
     let Some(outcome) = outcome? else { return Ok(Exit::Interrupted.into()) };
     ensure!(outcome.problems.is_empty(), "the run failed: {}", outcome.problems.join("; "));
     let figures = figures(&outcome.job, args.every, raw?).context("the run made too few steps to compare")?;

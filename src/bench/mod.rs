@@ -12,10 +12,9 @@ mod scaling;
 mod step;
 mod storage;
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::chaos::report::Spread;
 use crate::local::positive;
@@ -65,34 +64,6 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     Spread::of(values).map_or(f64::NAN, |spread| spread.median)
 }
 
-/// Says that a folder was made by a benchmark, which may remove it.
-const MADE_BY_BENCH: &str = ".made-by-toroid-bench";
-
-/// Makes `folder` anew; what an earlier run has left there goes. A folder that none has made is left alone.
-fn make_anew(folder: &Path) -> Result<()> {
-    remove(folder)?;
-    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    let mark = folder.join(MADE_BY_BENCH);
-    std::fs::write(&mark, "").with_context(|| format!("write {}", mark.display()))
-}
-
-/// Removes a folder that [`make_anew`] has made.
-fn remove(folder: &Path) -> Result<()> {
-    let is_made_by_bench = match std::fs::symlink_metadata(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        found => {
-            found.with_context(|| format!("look at {}", folder.display()))?.is_dir()
-                && folder.join(MADE_BY_BENCH).exists()
-        }
-    };
-    anyhow::ensure!(
-        is_made_by_bench,
-        "{} is in the way and was not made by a benchmark: move it, or name another folder with --dir",
-        folder.display()
-    );
-    std::fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))
-}
-
 /// Ways of tensor, pipeline and data parallelism.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ways {
@@ -112,25 +83,6 @@ fn parse_shape(text: &str) -> Result<Ways, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// T-10: what a user keeps under the same name is none of a benchmark's.
-    #[test]
-    fn only_a_folder_that_a_benchmark_has_made_is_removed() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let folder = dir.path().join("bench-checkpoints");
-        for _ in 0..2 {
-            make_anew(&folder)?;
-            std::fs::write(folder.join("left"), "")?;
-        }
-        remove(&folder)?;
-        remove(&folder)?;
-        std::fs::create_dir(&folder)?;
-        std::fs::write(folder.join("of a user"), "")?;
-        let refused = [make_anew(&folder), remove(&folder)].map(|outcome| outcome.unwrap_err().to_string());
-        assert!(refused.iter().all(|words| words.contains("was not made by a benchmark")), "{refused:?}");
-        assert!(folder.join("of a user").exists());
-        Ok(())
-    }
 
     #[test]
     fn shapes_are_read_or_refused_in_words() {

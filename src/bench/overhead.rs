@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use toroid_worker::trace::{Kind, Span};
 
-use super::{Ways, make_anew, median, parse_shape};
+use super::{Ways, median, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
@@ -26,6 +26,7 @@ use crate::incidents::ms;
 use crate::local::job::{self, JobArgs, LocalJob};
 use crate::local::{default_threads, positive};
 use crate::output::FormatArgs;
+use crate::scratch::BENCH;
 
 /// Heartbeats and keepalives derive from it; no measurement lasts so long.
 const NO_FAILURE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -127,7 +128,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Result<Option<(f64, Vec<Span>)>> {
     let job = job_of(args, variant)?;
     let folder = args.dir.join("bench-overhead");
-    make_anew(&folder)?;
+    BENCH.make_anew(&folder)?;
     let settings = Settings {
         failure_timeout: (!variant.heartbeats).then_some(NO_FAILURE_TIMEOUT),
         trace: Some(folder.clone()),

@@ -28,6 +28,7 @@ use toroid_worker::device::Choice;
 use super::network::{Cut, Network};
 use crate::access::{Access, LocalEntry, LocalRole};
 use crate::daemon::LISTENS_ON;
+use crate::scratch::LOCAL;
 
 /// Children that do not end within this time after they were asked to are killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -94,12 +95,10 @@ struct Certificates {
 impl Certificates {
     /// In this folder, in the place of those of an earlier run.
     fn make(folder: &Path, host: Ipv4Addr) -> Result<Certificates> {
-        if folder.exists() {
-            std::fs::remove_dir_all(folder)
-                .with_context(|| format!("remove the certificates in {}", folder.display()))?;
-        }
+        LOCAL.remove(folder)?;
         let name = |text: &str| text.parse().map_err(anyhow::Error::msg);
         let authority = Authority::init(folder, &name("local")?).context("make a CA for this run")?;
+        LOCAL.sign(folder)?;
         let issue = |who: &str, role: toroid_proto::Role, hosts: Vec<String>| {
             authority
                 .issue(&Request { name: name(who)?, role, hosts, valid: CERTIFICATES_VALID })

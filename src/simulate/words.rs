@@ -50,9 +50,8 @@ pub fn prepared(job: &str, place: Place, committed_step: u64, held: Option<(Shap
         num_samples: 1,
         num_params: 1,
         held: held.into_iter().collect(),
-        sealed_next: false,
-        inputs: None,
         sums_from: 1,
+        ..Default::default()
     })
 }
 

@@ -7,6 +7,7 @@ mod data;
 mod kind;
 mod ppo;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -656,22 +657,28 @@ impl JobSpec {
 
     /// Where the job differs from `other` in what decides about the next step, as in `optimizer.lr 0.001 and not 0.003`; text aside.
     pub fn differences(&self, other: &JobSpec) -> Vec<String> {
-        let (mut own, mut others) = (Vec::new(), Vec::new());
-        for (spec, out) in [(self, &mut own), (other, &mut others)] {
-            let JobSpec { kind, steps, products, loss, reward, ppo, optimizer, data, .. } = spec;
-            let whole = serde_json::json!({
-                "kind": kind, "steps": steps, "products": products, "loss": loss, "reward": reward, "ppo": ppo, "optimizer": optimizer
-            });
-            flatten("", &whole, out);
-            let (order, stride, validation, packing) = (data.order, data.stride, data.validation, data.packing);
-            let of_data =
-                serde_json::json!({ "order": order, "stride": stride, "validation": validation, "packing": packing });
-            flatten("data", &of_data, out);
-            let shares = data.sources.iter().map(|s| (&s.name, s.weight, s.max_epochs)).collect::<Vec<_>>();
-            flatten("data", &serde_json::json!({ "temperature": data.temperature, "source": shares }), out);
-        }
-        let differing = own.iter().zip(&others).filter(|(a, b)| a != b);
-        differing.map(|((key, a), (_, b))| format!("{key} {a} and not {b}")).collect()
+        let (own, others) = (self.deciding(), other.deciding());
+        let keys: BTreeSet<&String> = own.keys().chain(others.keys()).collect();
+        let in_words = |value: Option<&String>| value.map_or_else(|| "open".into(), Clone::clone);
+        let differing = keys.into_iter().map(|key| (key, own.get(key), others.get(key))).filter(|(_, a, b)| a != b);
+        differing.map(|(key, a, b)| format!("{key} {} and not {}", in_words(a), in_words(b))).collect()
+    }
+
+    /// What decides about the next step, by its keys; what is not given has none.
+    fn deciding(&self) -> BTreeMap<String, String> {
+        let JobSpec { kind, steps, products, loss, reward, ppo, optimizer, data, .. } = self;
+        let mut out = BTreeMap::new();
+        let whole = serde_json::json!({
+            "kind": kind, "steps": steps, "products": products, "loss": loss, "reward": reward, "ppo": ppo, "optimizer": optimizer
+        });
+        flatten("", &whole, &mut out);
+        let (order, stride, validation, packing) = (data.order, data.stride, data.validation, data.packing);
+        let of_data =
+            serde_json::json!({ "order": order, "stride": stride, "validation": validation, "packing": packing });
+        flatten("data", &of_data, &mut out);
+        let shares = data.sources.iter().map(|s| (&s.name, s.weight, s.max_epochs)).collect::<Vec<_>>();
+        flatten("data", &serde_json::json!({ "temperature": data.temperature, "source": shares }), &mut out);
+        out
     }
 
     /// The spec as a TOML document that [`parse`] reads back to the same spec.
@@ -681,7 +688,7 @@ impl JobSpec {
 }
 
 /// The values of a JSON document by their keys, `optimizer.lr`.
-fn flatten(key: &str, value: &serde_json::Value, out: &mut Vec<(String, String)>) {
+fn flatten(key: &str, value: &serde_json::Value, out: &mut BTreeMap<String, String>) {
     match value {
         serde_json::Value::Object(fields) => {
             for (name, value) in fields {
@@ -689,7 +696,8 @@ fn flatten(key: &str, value: &serde_json::Value, out: &mut Vec<(String, String)>
                 flatten(&key, value, out);
             }
         }
-        value => out.push((key.to_string(), value.to_string())),
+        serde_json::Value::Null => {}
+        value => drop(out.insert(key.to_string(), value.to_string())),
     }
 }
 

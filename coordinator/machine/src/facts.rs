@@ -6,7 +6,15 @@ use super::record::DataFacts;
 
 pub(crate) fn facts(prepared: &proto::Prepared) -> DataFacts {
     let digest = hex(&prepared.data_digest);
-    DataFacts { digest, num_samples: prepared.num_samples, num_params: prepared.num_params }
+    let weights = prepared.weights.clone();
+    DataFacts { digest, num_samples: prepared.num_samples, num_params: prepared.num_params, weights }
+}
+
+/// Whether both are of one job: weights that either has not read do not count.
+pub(crate) fn agree(a: &DataFacts, b: &DataFacts) -> bool {
+    let read_by_both = |(key, named): (&String, &String)| b.weights.get(key).is_none_or(|other| other == named);
+    (&a.digest, a.num_samples, a.num_params) == (&b.digest, b.num_samples, b.num_params)
+        && a.weights.iter().all(read_by_both)
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -25,5 +33,6 @@ pub(crate) fn short(digest: &str) -> String {
 
 pub(crate) fn in_words(facts: &DataFacts) -> String {
     let digest = short(&facts.digest);
-    format!("data {digest} ({} samples) and {} parameters", facts.num_samples, facts.num_params)
+    let weights: String = facts.weights.iter().map(|(key, named)| format!(", {key} {}", short(named))).collect();
+    format!("data {digest} ({} samples) and {} parameters{weights}", facts.num_samples, facts.num_params)
 }

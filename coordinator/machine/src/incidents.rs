@@ -277,11 +277,8 @@ impl Incidents {
     pub fn decided(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
         let Some(incident) = self.enter(IncidentPhase::Heal, cx.now()) else { return };
         incident.resumed_step = step;
-        let counted = incident.steps_lost;
-        incident.steps_lost = if incident.rung == Rung::Restore { incident.step.since(step) } else { 0 };
         incident.epoch = cx.record.epoch;
-        let lost_steps = cx.edit().lost_steps;
-        *lost_steps = lost_steps.saturating_sub(counted) + incident.steps_lost;
+        count_lost(incident, cx, step);
         cx.store_incident(incident.number);
     }
 
@@ -310,10 +307,11 @@ impl Incidents {
         }
     }
 
-    /// The job ends: what is open stays unresolved, and its time counts.
+    /// The job ends: what is open stays unresolved, and its time counts, as do the steps beyond the checkpoint that was to be read.
     pub fn abandoned(&mut self, cx: &mut Cx<'_, '_>) {
         self.close_redo(cx);
         let Some(incident) = self.enter(IncidentPhase::Fence, cx.now()) else { return };
+        count_lost(incident, cx, cx.record.restore_step);
         *cx.edit().lost_s += incident.detect_s + incident.total_s();
         cx.store_incident(incident.number);
         self.open = None;
@@ -327,6 +325,14 @@ impl Incidents {
         *cx.edit().lost_s += redo_s;
         cx.store_incident(redo.number);
     }
+}
+
+/// What the incident loses where all go on from `step`, in the place of what was counted of it before.
+fn count_lost(incident: &mut Incident, cx: &mut Cx<'_, '_>, step: Step) {
+    let counted = incident.steps_lost;
+    incident.steps_lost = if incident.rung == Rung::Restore { incident.step.since(step) } else { 0 };
+    let lost_steps = cx.edit().lost_steps;
+    *lost_steps = lost_steps.saturating_sub(counted) + incident.steps_lost;
 }
 
 fn in_words(i: &Incident) -> String {

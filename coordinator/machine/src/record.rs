@@ -383,6 +383,9 @@ pub struct DataFacts {
     pub digest: String,
     pub num_samples: u64,
     pub num_params: u64,
+    /// What names the weights that were read, by the job's key. Not all are read in each epoch.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, String>,
 }
 
 /// What a job is trained on, and what of what it was given is not used (T-12).

@@ -13,6 +13,8 @@ const MAX_LINK_KINDS: usize = 16;
 /// Ranks that are named together.
 const MAX_RANKS: usize = 1 << 17;
 const MAX_HELD: usize = 16;
+/// Keys of a job file that name weights.
+const MAX_WEIGHTS: usize = 16;
 /// Checkpoints whose removal is reported together: far more than are ordered.
 const MAX_STEPS: usize = 1 << 16;
 /// Peers that one report says it has no link with; a worker names 256.
@@ -36,6 +38,8 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
         Body::Prepared(m) => {
             at_most("data_digest", m.data_digest.len(), MAX_NAME_BYTES)?;
             at_most("held", m.held.len(), MAX_HELD)?;
+            at_most("weights", m.weights.len(), MAX_WEIGHTS)?;
+            m.weights.retain(|key, named| key.len() <= MAX_NAME_BYTES && named.len() <= MAX_NAME_BYTES);
         }
         Body::Step(m) => {
             at_most("expert_load", m.record.as_ref().map_or(0, |r| r.expert_load.len()), MAX_EXPERTS)?;

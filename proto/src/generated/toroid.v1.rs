@@ -3749,6 +3749,12 @@ pub struct Prepared {
     /// has the global sums from this step to committed_step
     #[prost(uint64, tag = "9")]
     pub sums_from: u64,
+    /// that it has read, by the job's key: what names them, which must agree over all workers
+    #[prost(btree_map = "string, string", tag = "13")]
+    pub weights: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// Two shards as the place of a rank in a shape has them. While a job's number of replicas changes a worker may hold the state split in
 /// two ways, the older first.

@@ -29,7 +29,6 @@ use tokio::process::ChildStdin;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{make_anew, remove};
 use crate::chaos::CHAOS_DIR;
 use crate::client::Client;
 use crate::cluster::Signals;
@@ -37,6 +36,7 @@ use crate::cluster::children::{COORDINATOR, Children, Settings, last_words};
 use crate::exit::Exit;
 use crate::local::positive;
 use crate::output::{self, FormatArgs};
+use crate::scratch::BENCH;
 use report::Report;
 use usage::Usage;
 use words::{Order, Status};
@@ -203,11 +203,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 
 async fn measure(args: &Args) -> Result<Report> {
     let dir = args.dir.join("bench-fleet");
-    make_anew(&dir)?;
+    BENCH.make_anew(&dir)?;
     let mut fleet = Fleet::start(args, &dir).await?;
     let measured = fleet.measure(args).await;
     fleet.stop().await;
-    remove(&dir)?;
+    BENCH.remove(&dir)?;
     measured
 }
 

@@ -3,7 +3,7 @@
 //! It computes nothing, reads nothing and has no links: it says that it has prepared as soon as it is told to, commits the steps that the bench
 //! names, and as rank 0 reports a loss that is invented.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -167,6 +167,7 @@ impl Player {
             data_digest,
             num_samples,
             num_params,
+            weights: BTreeMap::new(),
             inputs,
         });
     }

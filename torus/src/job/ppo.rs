@@ -98,10 +98,12 @@ impl RewardScale {
         let num = scores.len().max(1) as f64;
         let mean = scores.iter().sum::<f64>() / num;
         let std = (scores.iter().map(|score| (score - mean) * (score - mean)).sum::<f64>() / num).sqrt();
-        RewardScale {
-            mean: ppo.reward_mean.unwrap_or(mean),
-            std: ppo.reward_std.unwrap_or(if std > 0.0 { std } else { 1.0 }),
-        }
+        RewardScale { mean, std: if std > 0.0 { std } else { 1.0 } }.or_given(ppo)
+    }
+
+    /// What the keys give, in the place of what was measured.
+    pub fn or_given(self, ppo: &PpoConfig) -> RewardScale {
+        RewardScale { mean: ppo.reward_mean.unwrap_or(self.mean), std: ppo.reward_std.unwrap_or(self.std) }
     }
 
     pub fn apply(self, score: f64) -> f64 {

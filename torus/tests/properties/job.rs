@@ -222,7 +222,15 @@ fn differences_name_what_decides_about_the_next_step() {
     assert_eq!(job.differences(&job), [""; 0]);
     assert_eq!(
         job.differences(&other),
-        ["optimizer.lr 0.001 and not 0.002", "data.order \"shuffled\" and not \"sequential\""]
+        ["data.order \"shuffled\" and not \"sequential\"", "optimizer.lr 0.001 and not 0.002"]
+    );
+    let policy = |more: &str| {
+        with(&format!("kind = 'ppo'\nppo = {{ stop_token = 0, max_tokens = 8, reward_model = 'r'{more} }}"))
+            .expect("a job")
+    };
+    assert_eq!(
+        policy(", reward_mean = 4.5, reward_std = 2.0").differences(&policy(", value_coef = 0.25")),
+        ["ppo.reward_mean 4.5 and not open", "ppo.reward_std 2.0 and not open", "ppo.value_coef 0.1 and not 0.25"]
     );
 }
 

@@ -1,5 +1,7 @@
 //! What the trainer reports to the session.
 
+use std::collections::BTreeMap;
+
 use toroid_proto::{Inputs, StepRecord, Validation};
 use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
 use toroid_torus::manifest::ShardFile;
@@ -27,6 +29,8 @@ pub enum Event {
         data_digest: [u8; 32],
         num_samples: u64,
         num_params: u64,
+        /// What names the weights that it has read, by the job's key.
+        weights: BTreeMap<String, String>,
         inputs: Box<Inputs>,
     },
     Connected,

@@ -135,6 +135,7 @@ impl Work {
                 data_digest,
                 num_samples,
                 num_params,
+                weights,
                 inputs,
             } => {
                 self.phase = WorkPhase::Ready;
@@ -151,6 +152,7 @@ impl Work {
                     data_digest: data_digest.to_vec(),
                     num_samples,
                     num_params,
+                    weights,
                     held: held
                         .iter()
                         .map(|h| proto::Held { shape: Some((&h.shape).into()), rank: h.rank.to_wire() })

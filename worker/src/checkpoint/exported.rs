@@ -11,11 +11,19 @@ use super::{AtomicFile, CheckpointError};
 /// What a file of weights is noted by of the tokenizer, and the note where a token is a byte.
 pub(super) const TOKENIZER_NOTE: &str = "tokenizer";
 pub(super) const BYTE_TOKENS: &str = "bytes";
+/// What it is noted by of the model: its dims as a job file has them, as JSON. Shapes do not tell how wide a head is.
+pub(super) const MODEL_NOTE: &str = "model";
 
 /// The notes of an export.
 pub(super) fn notes(manifest: &Manifest) -> Vec<(&'static str, String)> {
     let tokenizer = manifest.tokenizer.as_deref().unwrap_or(BYTE_TOKENS).to_string();
-    vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string()), (TOKENIZER_NOTE, tokenizer)]
+    let model = serde_json::to_string(&manifest.job.model).expect("numbers and names are JSON");
+    vec![
+        ("job", manifest.job.name.clone()),
+        ("step", manifest.step.to_string()),
+        (TOKENIZER_NOTE, tokenizer),
+        (MODEL_NOTE, model),
+    ]
 }
 
 pub(super) struct Exported {

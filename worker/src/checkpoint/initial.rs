@@ -4,10 +4,11 @@
 //! describes the same model ([`toroid_hf`]): a name that does not fit is a mistake that training would hide, and so is a value that is no
 //! finite number: no step would make an update. f32 is taken as it is; bf16 and f16 are converted, which loses nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{SafeTensorError, SafeTensors};
 use toroid_hf::{Dtype, Folder};
@@ -15,7 +16,7 @@ use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::Partition;
 
 use super::CheckpointError;
-use super::exported::{BYTE_TOKENS, TOKENIZER_NOTE};
+use super::exported::{BYTE_TOKENS, MODEL_NOTE, TOKENIZER_NOTE};
 use super::read::not_finite;
 use crate::data::map_file;
 
@@ -34,11 +35,8 @@ pub fn load_initial(
     assert_eq!(params.len(), partition.padded_len, "params do not have the length of the partition");
     let refuse = |problems| CheckpointError::Initial { path: path.into(), problems };
     let weights = Weights::open(path, model).map_err(refuse)?;
-    let mut maps = Vec::new();
-    for file in weights.files(path).map_err(|problem| refuse(vec![problem]))? {
-        let map = File::open(&file).and_then(|f| map_file(&f)).map_err(|e| refuse(vec![cannot_read(&file, &e)]))?;
-        maps.push((file, map));
-    }
+    let files = weights.files(path).map_err(|problem| refuse(vec![problem]))?;
+    let maps = mapped(files).map_err(|problem| refuse(vec![problem]))?;
     let mut found: BTreeMap<String, TensorView<'_>> = BTreeMap::new();
     let mut problems = Vec::new();
     for (file, map) in &maps {
@@ -53,6 +51,7 @@ pub fn load_initial(
             }
             Err(e) => problems.push(not_safetensors(file, &e)),
         }
+        problems.extend(notes_of(map).and_then(|notes| weights.of_another_model(model, &notes)));
     }
     if problems.is_empty() {
         problems = weights.compare(model, &found);
@@ -86,17 +85,11 @@ pub fn load_initial(
 /// (hexadecimal blake3 of its file; `None`: a token is a byte). Ours say it; files of others do not.
 pub fn check_tokenizer(path: &Path, expected: Option<&str>) -> Result<(), CheckpointError> {
     let refuse = |problem| CheckpointError::Initial { path: path.into(), problems: vec![problem] };
-    let files = match fs::metadata(path).map_err(|e| refuse(cannot_read(path, &e)))?.is_dir() {
-        true => toroid_hf::safetensors_in(path).map_err(|e| refuse(cannot_read(path, &e)))?,
-        false => vec![path.into()],
-    };
-    for file in files {
-        let map = File::open(&file).and_then(|f| map_file(&f)).map_err(|e| refuse(cannot_read(&file, &e)))?;
+    for (_, map) in every_file(path).map_err(refuse)? {
         // Whoever loads it says what is wrong with it.
-        let Ok((_, header)) = SafeTensors::read_metadata(&map) else { continue };
-        let found = header.metadata().as_ref().and_then(|notes| notes.get(TOKENIZER_NOTE));
+        let Some(notes) = notes_of(&map) else { continue };
         let expected = expected.unwrap_or(BYTE_TOKENS);
-        if let Some(found) = found.filter(|found| *found != expected) {
+        if let Some(found) = notes.get(TOKENIZER_NOTE).filter(|found| *found != expected) {
             let problem = format!(
                 "the tokenizer (blake3 of its file) is {found} there and {expected} in the data of this job; make token files with the \
                  tokenizer of the model"
@@ -105,6 +98,54 @@ pub fn check_tokenizer(path: &Path, expected: Option<&str>) -> Result<(), Checkp
         }
     }
     Ok(())
+}
+
+/// Names the weights of [`load_initial`], so that others in their place are noticed: blake3 of the name, type and shape of each
+/// tensor, and of [`PIECES`] pieces of it. Reading all of them would take as long as loading all of them, which no place does.
+pub fn digest_of_weights(path: &Path) -> Result<[u8; 32], CheckpointError> {
+    let refuse = |problem| CheckpointError::Initial { path: path.into(), problems: vec![problem] };
+    let mut hasher = blake3::Hasher::new();
+    for (_, map) in every_file(path).map_err(refuse)? {
+        let Ok(tensors) = SafeTensors::deserialize(&map) else { continue };
+        let tensors: BTreeMap<String, TensorView<'_>> = tensors.tensors().into_iter().collect();
+        for (name, view) in &tensors {
+            let data = view.data();
+            hasher.update(format!("{name} {:?} {:?}\n", view.dtype(), view.shape()).as_bytes());
+            let stride = (data.len() / PIECES).max(PIECE_BYTES);
+            for start in (0..data.len()).step_by(stride) {
+                hasher.update(&data[start..data.len().min(start + PIECE_BYTES)]);
+            }
+        }
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+const PIECES: usize = 64;
+const PIECE_BYTES: usize = 64;
+
+/// A file, or all `*.safetensors` of a folder, by name.
+fn files_in(path: &Path) -> Result<Vec<PathBuf>, String> {
+    match fs::metadata(path).map_err(|e| cannot_read(path, &e))?.is_dir() {
+        true => toroid_hf::safetensors_in(path).map_err(|e| cannot_read(path, &e)),
+        false => Ok(vec![path.into()]),
+    }
+}
+
+fn every_file(path: &Path) -> Result<Vec<(PathBuf, Mmap)>, String> {
+    mapped(files_in(path)?)
+}
+
+fn mapped(files: Vec<PathBuf>) -> Result<Vec<(PathBuf, Mmap)>, String> {
+    let map = |file: PathBuf| match File::open(&file).and_then(|f| map_file(&f)) {
+        Ok(map) => Ok((file, map)),
+        Err(error) => Err(cannot_read(&file, &error)),
+    };
+    files.into_iter().map(map).collect()
+}
+
+/// What a file says of itself.
+fn notes_of(map: &[u8]) -> Option<HashMap<String, String>> {
+    SafeTensors::read_metadata(map).ok()?.1.metadata().clone()
 }
 
 /// What files may have that are of a model which ends otherwise: it is passed over.
@@ -129,13 +170,10 @@ impl Weights {
 
     /// The safetensors files that `path` stands for, by name.
     fn files(&self, path: &Path) -> Result<Vec<PathBuf>, String> {
-        let is_folder = fs::metadata(path).map_err(|e| cannot_read(path, &e))?.is_dir();
         let files = match self {
-            Weights::HuggingFace(folder) => folder.files(),
-            Weights::Own if is_folder => toroid_hf::safetensors_in(path),
-            Weights::Own => Ok(vec![path.into()]),
+            Weights::HuggingFace(folder) => folder.files().map_err(|e| cannot_read(path, &e))?,
+            Weights::Own => files_in(path)?,
         };
-        let files = files.map_err(|e| cannot_read(path, &e))?;
         match files.is_empty() {
             true => Err("the folder has no *.safetensors file; give a file, or a folder of them".into()),
             false => Ok(files),
@@ -160,6 +198,16 @@ impl Weights {
 
     fn is_ignored(&self, name: &str) -> bool {
         matches!(self, Weights::HuggingFace(folder) if folder.is_ignored(name))
+    }
+
+    /// What an export says of its model where that is not this one. A folder of Hugging Face's has it in its config.json.
+    fn of_another_model(&self, model: &ModelConfig, notes: &HashMap<String, String>) -> Option<String> {
+        let note = notes.get(MODEL_NOTE).filter(|_| matches!(self, Weights::Own))?;
+        let found = match serde_json::from_str::<ModelConfig>(note) {
+            Ok(found) => ModelConfig { seq: model.seq, output: model.output, ..found },
+            Err(error) => return Some(format!("what it says of its model is not understood: {error}: {note}")),
+        };
+        (found != *model).then(|| format!("it is of another model, {found:?}, expected {model:?}"))
     }
 
     /// What is missing, of another shape or type, or not of this model.

@@ -49,7 +49,7 @@ mod tests;
 
 pub(crate) use durable::AtomicFile;
 pub use error::CheckpointError;
-pub use initial::{DRAWN_BESIDES, check_tokenizer, load_initial};
+pub use initial::{DRAWN_BESIDES, check_tokenizer, digest_of_weights, load_initial};
 pub use owned::Owned;
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};

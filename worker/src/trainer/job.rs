@@ -15,6 +15,7 @@ use super::samples::Samples;
 use super::save::{Checkpoints, SavedStep, Saver, ToPublish};
 use super::shards::Shards;
 use super::shared::Shared;
+use super::weights::Names;
 use crate::checkpoint::CheckpointError;
 use crate::comm::{Fence, Links};
 use crate::device::CachedAttention;
@@ -31,6 +32,7 @@ pub struct Job<D: CachedAttention> {
     pub(super) policy: Option<Policy>,
     pub(super) models: Option<Models<D>>,
     pub(super) model_sources: Option<ModelSources>,
+    pub(super) weights: Names,
     pub(super) passes: Passes<D>,
     pub(super) shards: Shards<D>,
     pub(super) held: Held<D>,
@@ -53,6 +55,7 @@ impl<D: CachedAttention> Job<D> {
             data_digest: self.samples.data_digest(),
             num_samples: self.samples.num_train(),
             num_params: self.assignment.spec.model.num_params(),
+            weights: self.weights.clone(),
             inputs: Box::new(self.samples.told()),
         }
     }

@@ -108,7 +108,7 @@ mod tests {
             let spec = job::parse(&format!("steps = 4\ndata.path = 'text'\n{keys}")).expect("a job");
             for rank in [0, spec.shape.world() - 1] {
                 let device = CpuDevice::new(1);
-                let parts = Parts::new(&device, &spec, rank);
+                let parts = Parts::new(&device, &spec, rank, None);
                 let (found, planned) = (device.allocated_bytes(), memory_of_stage(&spec, spec.shape.place(rank).pp));
                 let expected = planned.device_bytes() - planned.checkpoint;
                 assert!(

@@ -53,6 +53,7 @@ mod tests;
 mod totals;
 mod train;
 mod validations;
+mod weights;
 mod workspace;
 
 use std::sync::mpsc::Receiver;

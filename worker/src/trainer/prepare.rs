@@ -21,10 +21,11 @@ use super::ppo::models::ModelSources;
 use super::ppo::state::Policy;
 use super::samples::Samples;
 use super::save::Checkpoints;
-use super::workspace::{Parts, Workspace, fetch_weights};
-use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, check_tokenizer};
+use super::weights::{self, Reader, Weights};
+use super::workspace::{Parts, Workspace};
+use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage};
 use crate::comm::Fence;
-use crate::data::{Local, Sources};
+use crate::data::Sources;
 use crate::device::CachedAttention;
 use crate::optim::HostShard;
 
@@ -58,17 +59,12 @@ impl<D: CachedAttention> Job<D> {
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
         }
-        let tokenizer = sources.tokenizer();
-        let fetch = |path: &Path| {
-            let local = fetch_weights(environment, path, until)?;
-            check_tokenizer(local.path(), tokenizer.as_deref()).map_err(PrepareError::Initial)?;
-            Ok::<Local, PrepareError>(local)
-        };
-        let fetched = match (&source, &spec.init_from) {
-            (Source::Initial, Some(path)) => Some(fetch(path)?),
+        let mut reader = Reader { environment, until, tokenizer: sources.tokenizer(), names: weights::Names::new() };
+        let initial = match (&source, &spec.init_from) {
+            (Source::Initial, Some(path)) => Some(reader.read("init_from", path)?),
             _ => None,
         };
-        let weights = fetched.as_ref().map(Local::path);
+        let weights = initial.as_ref().map(Weights::path);
         for shard in shards.all_mut() {
             if let Some(state) = source.load(&assignment, weights, &shard.partition, shard.range.clone())? {
                 shard.write(device, &state);
@@ -76,24 +72,28 @@ impl<D: CachedAttention> Job<D> {
         }
         let model_sources = match &spec.ppo {
             Some(ppo) => {
-                let fetch = |path: &Path| fetch(path).map(Arc::new);
+                let mut read = |key: &str, path: Option<&Path>| path.map(|path| reader.read(key, path)).transpose();
                 let reference = ppo.reference.as_deref().or(spec.init_from.as_deref());
-                let (reference, reward) = (reference.map(fetch), ppo.reward_model.as_deref().map(fetch));
-                Some(ModelSources { reference: reference.transpose()?, reward: reward.transpose()? })
+                let reward = ppo.reward_model.as_deref();
+                Some(ModelSources {
+                    reference: read("ppo.reference", reference)?,
+                    reward: read("ppo.reward_model", reward)?,
+                })
             }
             None => None,
         };
         if let (Some(models), Some(sources)) = (&mut models, &model_sources) {
             models.load(device, &spec, rank.index(), sources).map_err(PrepareError::Initial)?;
         }
-        let notes = notes(&spec, &source, &sources);
+        let (notes, weights) = (notes(&spec, &source, &sources), reader.names);
         Ok(Job {
             fence,
             links: None,
             samples: Samples::new(sources, notes),
-            policy: Policy::new(&spec, source.carried()),
+            policy: Policy::new(&spec, source.carried(&spec)),
             models,
             model_sources,
+            weights,
             passes,
             shards,
             held: Held::new(assignment.held_as(), !matches!(source, Source::OtherHolders)),
@@ -155,9 +155,13 @@ impl<'a> Source<'a> {
         self.manifest().map_or(0, |m| m.skipped_steps)
     }
 
-    /// Of a job of kind ppo.
-    fn carried(&self) -> Option<Carried> {
-        self.manifest().and_then(|m| m.files.first()).and_then(Carried::of_file)
+    /// Of a job of kind ppo. What was measured of another reward model than the job's means nothing to it.
+    fn carried(&self, spec: &JobSpec) -> Option<Carried> {
+        let manifest = self.manifest()?;
+        let carried = manifest.files.first().and_then(Carried::of_file)?;
+        let reward_model = |spec: &JobSpec| spec.ppo.as_ref().and_then(|ppo| ppo.reward_model.clone());
+        let is_of_job = reward_model(&manifest.job) == reward_model(spec);
+        Some(Carried { reward_scale: carried.reward_scale.filter(|_| is_of_job), ..carried })
     }
 
     /// A job that resumes another's checkpoint does not validate that step again.

@@ -97,11 +97,15 @@ impl<D: CachedAttention> Job<D> {
             "memory: {} of shards as they were split before stay until all places have the new ones",
             units::bytes(12 * kept_elements as u64)
         );
-        self.models = None;
         let (spec, rank) = (&self.assignment.spec, self.assignment.rank.index());
-        let Parts { passes, shards, mut models } = Parts::new(&device, spec, rank);
-        if let (Some(models), Some(sources)) = (&mut models, &self.model_sources) {
-            models.load(&device, spec, rank, sources).map_err(|error| corrupt(error.to_string()))?;
+        let (made_for, place) = (self.held.made_for(), spec.shape.place(rank));
+        let before = made_for.shape.place(made_for.rank.index());
+        let kept = self.models.take().filter(|_| (before.tp, before.pp) == (place.tp, place.pp));
+        let is_kept = kept.is_some();
+        let Parts { passes, shards, mut models } = Parts::new(&device, spec, rank, kept);
+        if let (Some(models), Some(sources), false) = (&mut models, &self.model_sources, is_kept) {
+            sources.check_unchanged()?;
+            models.load(&device, spec, rank, sources)?;
         }
         self.models = models;
         let own = std::mem::replace(&mut self.shards, shards).into_own();

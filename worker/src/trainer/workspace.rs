@@ -45,15 +45,18 @@ pub(super) struct Parts<D: CachedAttention> {
 }
 
 impl<D: CachedAttention> Parts<D> {
-    /// For the place of `rank`.
-    pub fn new(device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
+    /// For the place of `rank`; `kept`: the models of another place of the same (tp, pp) coordinate, with what is in them.
+    pub fn new(device: &D, spec: &JobSpec, rank: usize, kept: Option<Models<D>>) -> Parts<D> {
         let place = spec.shape.place(rank);
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
         let passes = Passes::new(device, spec, rank, &partition);
         let before = device.allocated_bytes();
         let shards = Shards::new(device, spec, rank, &partition);
         let optimizer_bytes = device.allocated_bytes() - before;
-        let models = Models::new(device, spec, rank, &partition);
+        let models = match kept {
+            Some(models) => Some(models.move_to(device, spec, rank, &partition)),
+            None => Models::new(device, spec, rank, &partition),
+        };
         tracing::info!("memory: {}", memory::report(spec, rank, passes.allocated(), optimizer_bytes));
         Parts { passes, shards, models }
     }
@@ -105,7 +108,7 @@ impl<D: CachedAttention> Workspace<D> {
             storage: Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?),
             parts: {
                 memory::reserve_memory(device, spec, rank.index())?;
-                Parts::new(device, spec, rank.index())
+                Parts::new(device, spec, rank.index(), None)
             },
         })
     }

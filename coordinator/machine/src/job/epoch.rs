@@ -11,7 +11,7 @@ use crate::cause::Cause;
 use crate::clock::Stopwatch;
 use crate::context::Context;
 use crate::epoch::EpochPhase;
-use crate::facts::{facts, in_words};
+use crate::facts::{agree, facts, in_words};
 use crate::fitness::Until;
 use crate::proof::Proof;
 use crate::record::{Heal, Inputs, Process, Rung, SeenBy, State};
@@ -320,13 +320,13 @@ impl Job {
         let known = self.core.record.data.clone().unwrap_or_else(|| facts(first));
         for (&rank, prepared) in self.core.epoch.prepared() {
             let found = facts(prepared);
-            if found != known {
+            if !agree(&found, &known) {
                 let (other, blame) = match self.core.record.data {
                     None => (self.core.describe(Rank::ZERO), Blame::Job),
                     Some(_) => ("the job so far".into(), Blame::Worker(rank)),
                 };
                 let reason = format!(
-                    "does not see the same data or model as the others: {} has {}, {other} has {}; give all of them the same files",
+                    "does not see the same data, model or weights as the others: {} has {}, {other} has {}; give all of them the same files",
                     self.core.describe(rank),
                     in_words(&found),
                     in_words(&known)
@@ -352,7 +352,11 @@ impl Job {
 
     fn start(&mut self, cx: &mut Context<'_>, base_step: Step, heal: Option<Heal>, reason: &str) {
         let first = &self.core.epoch.prepared()[&Rank::ZERO];
-        let (data, inputs) = (facts(first), first.inputs.as_ref().map(Inputs::bounded));
+        let (mut data, inputs) = (facts(first), first.inputs.as_ref().map(Inputs::bounded));
+        // Those of epochs before stand, read anew or not.
+        let before = self.core.record.data.as_ref().map(|known| known.weights.clone()).unwrap_or_default();
+        let found = self.core.epoch.prepared().values().flat_map(|prepared| prepared.weights.clone());
+        data.weights = found.chain(before).collect();
         self.core.record.edit(cx.out).data = Some(data);
         self.tell_of(cx, inputs);
         let is_heal = heal.is_some();

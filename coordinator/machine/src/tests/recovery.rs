@@ -22,6 +22,16 @@ fn running(num_spares: usize, more: &str) -> (World, String) {
     (world, job)
 }
 
+#[test]
+fn steps_are_lost_also_where_the_job_ends_before_it_goes_on() {
+    let (mut world, job) = running(1, "fault_tolerance.redundancy = false");
+    world.kill("b");
+    assert_eq!(world.record(&job).state, State::Recovering);
+    world.request(|request| Input::Cancel { request, job: job.as_str().into() });
+    let view = world.view(&job);
+    assert_eq!((view.lost_steps, view.incidents[0].steps_lost, view.incidents[0].resolved), (3, 3, false));
+}
+
 fn rank_of(world: &World, job: &str, worker: &str) -> Option<usize> {
     world.record(job).rank_of(worker).map(Rank::index)
 }
@@ -239,6 +249,29 @@ fn a_spare_with_other_data_does_not_take_part_and_the_job_lives() {
     world.settle();
     assert!(world.has_event(&job, "worker.lost", "x (rank 1) does not see the same data"));
     world.join("y");
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!((world.record(&job).state, rank_of(&world, &job, "y")), (State::Running, Some(1)));
+}
+
+/// Weights that are read again in each epoch may have been replaced; those that a newcomer does not read say nothing.
+#[test]
+fn a_spare_with_other_weights_does_not_take_part_and_the_job_lives() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 20, ""));
+    let weights =
+        |names: &[(&str, &str)]| names.iter().map(|(key, name)| (key.to_string(), name.to_string())).collect();
+    for id in ["a", "b"] {
+        world.join_as(id, |w| w.weights = weights(&[("init_from", "11aa"), ("ppo.reward_model", "22bb")]));
+    }
+    world.settle();
+    world.train(&job, 3);
+    world.join_as("x", |w| w.weights = weights(&[("ppo.reward_model", "33cc")]));
+    world.kill("b");
+    world.settle();
+    assert!(world.has_event(&job, "worker.lost", "x (rank 1) does not see the same data, model or weights"));
+    assert!(world.has_event(&job, "worker.lost", "ppo.reward_model 33cc"));
+    world.join_as("y", |w| w.weights = weights(&[("ppo.reward_model", "22bb")]));
     world.settle();
     world.train(&job, 1);
     assert_eq!((world.record(&job).state, rank_of(&world, &job, "y")), (State::Running, Some(1)));

@@ -93,6 +93,8 @@ pub struct Worker {
     pub computed: (u64, f64),
     pub inputs: Option<proto::Inputs>,
     pub digest: u8,
+    /// What names the weights that it reads.
+    pub weights: BTreeMap<String, String>,
     /// Step of what the job resumes from; 0: the initial weights.
     pub resume_step: u64,
     /// What preparing ends with, and whether it is fatal; `None`: success.
@@ -150,6 +152,7 @@ impl Worker {
             computed: (0, 0.0),
             inputs: None,
             digest: 7,
+            weights: BTreeMap::new(),
             resume_step: 0,
             prepare_error: None,
             unreachable: false,
@@ -402,6 +405,7 @@ impl Worker {
             sealed_next,
             inputs: self.inputs.clone(),
             sums_from,
+            weights: self.weights.clone(),
         }));
         let Some(work) = self.work.clone() else { return };
         work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));

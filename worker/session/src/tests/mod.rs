@@ -3,6 +3,8 @@
 mod client;
 mod session;
 
+use std::collections::BTreeMap;
+
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{Assign, Peer};
 use toroid_torus::geometry::Shape;
@@ -38,6 +40,7 @@ fn prepared_event(committed_step: u64) -> Event {
         sealed_next: false,
         sums_from: Step::new(1),
         data_digest: [0; 32],
+        weights: BTreeMap::new(),
         num_samples: 9,
         num_params: 5,
         inputs: Box::default(),

@@ -237,6 +237,40 @@ fn weights_of_another_tokenizer_are_refused() {
     check_tokenizer(&path, Some("ab12")).unwrap();
 }
 
+/// Weights that are replaced by others while a job goes on have another name; the same ones, made again, have not.
+#[test]
+fn a_digest_names_the_weights() {
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(2, 1, 1));
+    let (first, again) = (folder.path().join("first.safetensors"), folder.path().join("again.safetensors"));
+    storage.export(10, &first).unwrap();
+    storage.export(10, &again).unwrap();
+    let digest = digest_of_weights(&first).unwrap();
+    assert_eq!(digest_of_weights(&again).unwrap(), digest);
+    let mut tensors = f32_tensors();
+    save(&again, &tensors);
+    assert_eq!(digest_of_weights(&again).unwrap(), digest, "without what an export says of itself");
+    tensors.get_mut("blocks.0.n1.weight").unwrap().2[0] ^= 1;
+    save(&again, &tensors);
+    assert_ne!(digest_of_weights(&again).unwrap(), digest);
+}
+
+/// Heads of another width, and a rotary embedding of another base, are in no shape.
+#[test]
+fn an_export_of_another_model_with_the_same_shapes_is_refused() {
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(2, 1, 1));
+    let path = folder.path().join("model.safetensors");
+    storage.export(10, &path).unwrap();
+    let other = ModelConfig { rope_theta: 77.0, seq: 2 * model().seq, ..model() };
+    let (partition, _) = shard_of(&other, &shape(1, 1, 1), 0);
+    let mut params = vec![0.0; partition.padded_len];
+    let error = load_initial(&path, &other, &partition, &mut params).unwrap_err().to_string();
+    assert!(error.contains("it is of another model") && error.contains("rope_theta: 77.0"), "{error}");
+    let longer = ModelConfig { seq: 2 * model().seq, ..model() };
+    load_initial(&path, &longer, &partition, &mut params).unwrap();
+}
+
 /// As others save it: halves of another width, one file, no index, a buffer of old versions, a head that is the embedding.
 #[test]
 fn folders_of_hugging_face_are_taken_as_others_save_them() {

@@ -1,18 +1,17 @@
 //! Parameters of the reference and of the reward model at a place, and what answers are written with.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{JobSpec, PpoConfig};
 use toroid_torus::model::{ModelConfig, Output};
 use toroid_torus::partition::{Partition, partition};
 
 use super::config::config;
 use crate::checkpoint::{CheckpointError, load_initial};
-use crate::data::Local;
 use crate::device::CachedAttention;
 use crate::model::{Frozen, StageDecoder};
 use crate::trainer::initial::initial_params;
+use crate::trainer::weights::Weights;
 
 /// What the tensors are called that a reward model has for a policy's values.
 const SCORE: &str = "score.weight";
@@ -27,22 +26,33 @@ pub(in crate::trainer) struct Models<D: CachedAttention> {
 }
 
 /// Where their parameters are on this machine; kept, as a place may have to read them again for another part of the model.
-#[derive(Clone)]
 pub(in crate::trainer) struct ModelSources {
     /// `None`: the reference is drawn from the seed.
-    pub reference: Option<Arc<Local>>,
-    pub reward: Option<Arc<Local>>,
+    pub reference: Option<Weights>,
+    pub reward: Option<Weights>,
+}
+
+impl ModelSources {
+    /// Before they are read once more.
+    pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        self.reference.iter().chain(&self.reward).try_for_each(Weights::check_unchanged)
+    }
 }
 
 impl<D: CachedAttention> Models<D> {
     /// Memory at the place of `rank`, where the job has such models; what is in it means nothing yet.
     pub fn new(device: &D, spec: &JobSpec, rank: usize, partition: &Partition) -> Option<Models<D>> {
         let ppo = spec.ppo.as_ref()?;
-        let at = (&spec.shape, spec.shape.place(rank));
-        // Who else's answers are written meanwhile shows in no bit of an answer.
-        let decoder = StageDecoder::new(device.clone(), &spec.model, spec.products, at, partition, ppo.side_by_side);
+        let decoder = decoder(device, spec, rank, partition, ppo);
         let frozen = || Frozen::new(device, partition.padded_len);
         Some(Models { decoder, reference: frozen(), reward: ppo.reward_model.as_ref().map(|_| frozen()) })
+    }
+
+    /// For another place of the same (tp, pp) coordinate: what judges answers stays as it is.
+    pub fn move_to(self, device: &D, spec: &JobSpec, rank: usize, partition: &Partition) -> Models<D> {
+        let Models { decoder: given_up, reference, reward } = self;
+        drop(given_up);
+        Models { decoder: decoder(device, spec, rank, partition, config(spec)), reference, reward }
     }
 
     /// Reads the parameters of the place of `rank`.
@@ -62,6 +72,18 @@ impl<D: CachedAttention> Models<D> {
         }
         Ok(())
     }
+}
+
+fn decoder<D: CachedAttention>(
+    device: &D,
+    spec: &JobSpec,
+    rank: usize,
+    partition: &Partition,
+    ppo: &PpoConfig,
+) -> StageDecoder<D> {
+    let at = (&spec.shape, spec.shape.place(rank));
+    // Who else's answers are written meanwhile shows in no bit of an answer.
+    StageDecoder::new(device.clone(), &spec.model, spec.products, at, partition, ppo.side_by_side)
 }
 
 /// The flat parameters of a reward model, `(padded_len)` of `own`, which is a policy's partition.

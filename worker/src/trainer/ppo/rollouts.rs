@@ -162,7 +162,9 @@ impl Rollouts {
             let any_ends = all().any(|answer| answer.has_stop());
             RewardScale::of(ppo, all().filter(|answer| !any_ends || answer.has_stop()).map(|answer| answer.score()))
         };
-        let reward_scale = ppo.reward_model.as_ref().map(|_| reward_scale.unwrap_or_else(measured));
+        // A job that resumes another one's checkpoint may give what that one has measured.
+        let known = |carried: RewardScale| carried.or_given(ppo);
+        let reward_scale = ppo.reward_model.as_ref().map(|_| reward_scale.map_or_else(measured, known));
         let mut figures = Figures::default();
         let mut lessons: Vec<Lesson> = Vec::new();
         for answer in all() {
@@ -448,6 +450,8 @@ mod tests {
         let later = found("", carried, [2.0; 4]);
         near(&last(&later), &[(2.0 - mean) / std; 4]);
         assert_eq!(later.next().reward_scale, carried.reward_scale);
+        // A key stands above what an earlier job has measured.
+        near(&last(&found("reward_mean = 100.0\nreward_std = 3.0\n", carried, [106.0; 4])), &[2.0; 4]);
         // Each key stands for itself; where all are alike, or no numbers, none divides by nothing.
         near(&last(&found("reward_mean = 1.0\n", HALF, scores)), &scores.map(|score| (f64::from(score) - 1.0) / std));
         near(&last(&found("reward_std = 2.0\n", HALF, scores)), &scores.map(|score| (f64::from(score) - mean) / 2.0));
