@@ -17,6 +17,30 @@ impl Identity {
     }
 }
 
+/// How a file was when it was mapped. What takes its name from then on is another one, and nothing of what is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AsMapped {
+    file: [u64; 2],
+    len: u64,
+    written: [i64; 2],
+}
+
+impl AsMapped {
+    pub fn of(metadata: &fs::Metadata) -> AsMapped {
+        AsMapped {
+            file: [metadata.dev(), metadata.ino()],
+            len: metadata.len(),
+            written: [metadata.mtime(), metadata.mtime_nsec()],
+        }
+    }
+
+    /// It has been written to since.
+    pub fn was_changed(&self, path: &Path) -> bool {
+        let now = fs::metadata(path).map(|metadata| AsMapped::of(&metadata));
+        now.is_ok_and(|now| now.file == self.file && now != *self)
+    }
+}
+
 static COMPARED: Mutex<BTreeMap<PathBuf, Identity>> = Mutex::new(BTreeMap::new());
 
 fn compared() -> MutexGuard<'static, BTreeMap<PathBuf, Identity>> {

@@ -12,7 +12,7 @@ use toroid_tokens::{HEADER_BYTES, HEADER_BYTES_MAX, Header, Kind, TokenFile, Tok
 use toroid_torus::job::SourceConfig;
 
 use super::attend::Attend;
-use super::compared::{self, Identity};
+use super::compared::{self, AsMapped, Identity};
 use super::source::{LeftOut, Reason, grouped, leave_out, mega_bytes};
 use super::stream::{Mapped, Tokens};
 use super::{DataError, map_file};
@@ -130,7 +130,8 @@ impl TokenFiles {
             let documents = num_documents..num_documents.saturating_add(header.num_documents);
             (num_tokens, num_documents) = (tokens.end, documents.end);
             let (bytes, path) = (start..start + len, path.clone());
-            files.push(Mapped { bytes, width: header.width, tokens, documents, path, map });
+            let as_mapped = AsMapped::of(&metadata);
+            files.push(Mapped { bytes, width: header.width, tokens, documents, path, map, as_mapped });
         }
         let Header { kind, tokenizer, vocabulary, width, .. } = first.expect("a file at least");
         if num_tokens == 0 {

@@ -74,6 +74,11 @@ pub enum DataError {
         .path.display()
     )]
     Changed { path: PathBuf, expected: u64, found: u64 },
+    #[error(
+        "{} was written to while the job reads it, and the job's samples with it; put the former file there, and begin again",
+        .path.display()
+    )]
+    WrittenTo { path: PathBuf },
     #[error("there is no text in {}: {what}", .path.display())]
     NoText { path: PathBuf, what: String },
     #[error(

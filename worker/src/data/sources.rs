@@ -74,6 +74,14 @@ impl Sources {
         (!tokens.are_bytes()).then(|| blake3::Hash::from_bytes(tokens.tokenizer()).to_hex().to_string())
     }
 
+    /// Refuses what was written to since it was opened: of all files that which is its turn, as looking at each takes its time.
+    pub fn check_file(&self, turn: u64) -> Result<(), DataError> {
+        let files =
+            self.datasets.iter().flat_map(|dataset| (0..dataset.tokens().num_files()).map(move |n| (dataset, n)));
+        let num = files.clone().count() as u64;
+        files.skip((turn % num.max(1)) as usize).take(1).try_for_each(|(dataset, n)| dataset.tokens().check_file(n))
+    }
+
     pub fn mixture(&self) -> &Mixture {
         &self.mixture
     }

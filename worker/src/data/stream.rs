@@ -8,6 +8,7 @@ use memmap2::Mmap;
 use toroid_tokens::{BYTES_TOKENIZER, Kind, read_tokens};
 
 use super::DataError;
+use super::compared::AsMapped;
 use super::fetch::Local;
 use super::source::LeftOut;
 use crate::checkpoint::AtomicFile;
@@ -42,9 +43,20 @@ pub(super) struct Mapped {
     /// Which documents, of a file that has such.
     pub documents: Range<u64>,
     pub path: PathBuf,
+    pub as_mapped: AsMapped,
 }
 
 impl Tokens {
+    pub(super) fn num_files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Refuses one of the files if somebody has written to it since it was mapped: that shows in the tokens.
+    pub(super) fn check_file(&self, number: usize) -> Result<(), DataError> {
+        let Mapped { path, as_mapped, .. } = &self.files[number];
+        if as_mapped.was_changed(path) { Err(DataError::WrittenTo { path: path.clone() }) } else { Ok(()) }
+    }
+
     /// Names all tokens, and what they mean: the same digest, the same samples.
     pub fn digest(&self) -> [u8; 32] {
         self.digest

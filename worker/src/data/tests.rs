@@ -151,6 +151,30 @@ fn prepare_counted(config: &SourceConfig, cache: &Path) -> (Tokens, usize) {
     (tokens, usize::from(was_made))
 }
 
+/// A file that is replaced by a rename is another one: what is mapped stays.
+#[test]
+fn a_file_that_is_written_to_is_refused_and_one_that_is_replaced_is_not() {
+    let folder = folder(&[("a.txt", b"to be or not to be")]);
+    let cache = tempfile::tempdir().unwrap();
+    let tokens = prepare(&config(folder.path(), &[]), cache.path(), &mut |_: u64| {}).unwrap();
+    tokens.check_file(0).unwrap();
+    let path = tokens.files[0].path.clone();
+    let (moved, whole) = (path.with_extension("moved"), std::fs::read(&path).unwrap());
+    std::fs::rename(&path, &moved).unwrap();
+    tokens.check_file(0).unwrap();
+    std::fs::write(&path, &whole).unwrap();
+    tokens.check_file(0).unwrap();
+    std::fs::rename(&moved, &path).unwrap();
+    tokens.check_file(0).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let error = tokens.check_file(0).unwrap_err().to_string();
+    assert!(
+        error.contains("was written to while the job reads it") && error.contains(path.to_str().unwrap()),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_token_file_is_made_once_and_again_when_its_source_changes() {
     let text = folder(&[("a.rs", b"hello")]);

@@ -22,7 +22,7 @@ use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY, Kind};
 use toroid_torus::job::SourceConfig;
 
 use super::attend::Attend;
-use super::compared::{self, Identity};
+use super::compared::{self, AsMapped, Identity};
 use super::source::{Contents, Listing};
 use super::stream::{Mapped, Tokens};
 use super::{DataError, map_file};
@@ -145,8 +145,8 @@ fn take_turn(lock: &File, path: &Path, patience: Duration, attend: &mut dyn Atte
 
 /// The token file at `path`; `None` where there is none that is whole.
 fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<Tokens> {
-    let opened = File::open(path).and_then(|file| Ok((Identity::of(&file.metadata()?), map_file(&file)?)));
-    let (identity, map) = match opened {
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?, map_file(&file)?)));
+    let (metadata, map) = match opened {
         Ok(opened) => opened,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
@@ -166,14 +166,22 @@ fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<Token
         return garbled("the digest of its note is another");
     }
     let Ok(left_out) = serde_json::from_slice(note) else { return garbled("its note cannot be read") };
-    if compared::once(path, identity, || has_digest(tokens, &header, attend)).is_err() {
+    if compared::once(path, Identity::of(&metadata), || has_digest(tokens, &header, attend)).is_err() {
         return garbled("the digest of its tokens is another");
     }
     let contents = Contents { num_files: header.num_files, bytes: header.num_tokens, left_out };
     let (bytes, tokens) = (HEADER_BYTES..HEADER_BYTES + tokens.len(), 0..header.num_tokens);
     Some(Tokens {
         _local: None,
-        files: vec![Mapped { map, bytes, width: TOKEN_BYTES, tokens, documents: 0..0, path: path.into() }],
+        files: vec![Mapped {
+            map,
+            bytes,
+            width: TOKEN_BYTES,
+            tokens,
+            documents: 0..0,
+            path: path.into(),
+            as_mapped: AsMapped::of(&metadata),
+        }],
         digest: header.digest,
         kind: Kind::Text,
         tokenizer: BYTES_TOKENIZER,

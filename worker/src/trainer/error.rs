@@ -72,6 +72,9 @@ impl PrepareError {
 pub enum StepError {
     #[error(transparent)]
     Comm(#[from] CommError),
+    /// What it trains on is not what it was.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// Weights that the job names cannot be read once more.
     #[error("cannot load weights again for another part of the model: {0}")]
     Weights(#[from] CheckpointError),

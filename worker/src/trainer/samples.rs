@@ -7,7 +7,7 @@ use toroid_torus::job::{JobKind, JobSpec};
 use toroid_torus::mixture::WHOLE;
 
 use super::validations::{SourceSums, ValidationSums};
-use crate::data::{Batch, LeftOut, Sources};
+use crate::data::{Batch, DataError, LeftOut, Sources};
 use crate::model::LossScale;
 
 pub(super) struct Samples {
@@ -55,6 +55,11 @@ impl Samples {
             }
         }
         Inputs { summary: summaries.join("; "), left_out, notes: self.notes.clone(), sources }
+    }
+
+    /// Before `step`: files are mapped, and whoever writes to one changes samples.
+    pub fn check(&self, step: Step) -> Result<(), DataError> {
+        self.sources.check_file(step.get())
     }
 
     /// Samples to train on.

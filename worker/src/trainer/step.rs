@@ -30,6 +30,7 @@ use crate::system;
 impl<D: CachedAttention> Job<D> {
     /// Makes update `self.committed`; on return it is committed. The record is that of rank 0.
     pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<StepRecord>, StepError> {
+        self.samples.check(self.committed)?;
         let (begin, waited) = (system::now(), links.stats().wait);
         self.shards.unseal();
         shared.set_sealed(Step::ZERO);

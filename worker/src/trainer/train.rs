@@ -64,7 +64,7 @@ pub(super) fn train<D: CachedAttention>(
         Err(error) => {
             let (restore, corrupt_ranks) = match &error {
                 StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().map(Rank::new).collect()),
-                StepError::Comm(_) | StepError::Weights(_) => (false, Vec::new()),
+                StepError::Comm(_) | StepError::Data(_) | StepError::Weights(_) => (false, Vec::new()),
             };
             let fatal = matches!(error, StepError::Comm(CommError::Collectives(_)));
             let error = error.to_string();
