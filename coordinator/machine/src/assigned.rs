@@ -1,5 +1,6 @@
 //! Who had which place when an epoch began, and what of it is new: what `Assign` says of others, see `job::assign`.
 
+use crate::kind::Kind;
 use crate::pool::Pool;
 use crate::record::JobRecord;
 use toroid_proto as proto;
@@ -21,6 +22,8 @@ pub(crate) struct Assigned {
     changed: Vec<proto::Peer>,
     /// Places hold the state of others: the next epoch tells all where all are.
     must_name_all: bool,
+    /// What all places have in common.
+    kind: Option<Kind>,
 }
 
 impl Assigned {
@@ -39,11 +42,16 @@ impl Assigned {
             false => (None, Vec::new()),
         };
         let (epoch, shape, must_name_all) = (record.epoch, Some(record.shape), false);
-        *self = Assigned { epoch, shape, peers, names_all, since, changed, must_name_all };
+        let kind = Kind::of_places(record, pool);
+        *self = Assigned { epoch, shape, peers, names_all, since, changed, must_name_all, kind };
     }
 
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    pub fn kind(&self) -> Option<Kind> {
+        self.kind
     }
 
     /// The epoch before, for those who were told of it.

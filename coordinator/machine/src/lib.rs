@@ -80,6 +80,7 @@ mod incidents;
 mod job;
 mod job_context;
 mod keeping;
+mod kind;
 mod later;
 mod limits;
 mod machine;

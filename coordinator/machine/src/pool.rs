@@ -208,6 +208,10 @@ impl Pool {
         self.iter().filter(|w| w.silent_at <= now).map(|w| w.stream).collect()
     }
 
+    pub fn len(&self) -> usize {
+        self.workers.len()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Worker> {
         self.workers.values()
     }

@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_proto as proto;
-use toroid_proto::Versions;
-use toroid_torus::ids::{JobId, WorkerId};
+use toroid_torus::ids::WorkerId;
 use toroid_torus::placement::Candidate;
 
 use super::Job;
 use crate::facts::{hex, short};
+use crate::kind::Kind;
 use crate::pool::{Pool, Standing, Worker};
 use crate::proof::{Proof, ProofStage};
-use crate::record::JobRecord;
 
 impl Job {
     /// Spares that may take a place of this job, as many as are needed: first those that still hold state of the job, then those that have
@@ -35,6 +34,11 @@ impl Job {
             out.extend(of_rung.into_iter().take(num));
         }
         out
+    }
+
+    /// Whether there is any of them.
+    pub(super) fn has_candidate(&self, pool: &Pool) -> bool {
+        self.fit(pool).next().is_some()
     }
 
     /// Spares that may take a place of this job while all is well: without those that have yet to show that they can fill one.
@@ -70,7 +74,7 @@ impl Job {
         let spec = &self.core.record.spec;
         let computes_alike =
             move |w: &Worker| !spec.exact || fingerprint.as_deref() == Some(w.fingerprint(spec.products));
-        let kind = Kind::of_places(&self.core.record, pool).or_else(|| Kind::of_most(pool));
+        let kind = self.kind_of_places(pool).or_else(|| Kind::of_most(pool));
         move |w: &Worker| {
             computes_alike(w)
                 && kind.is_none_or(|kind| kind.with(&w.register).is_some())
@@ -112,7 +116,7 @@ impl Job {
             return None;
         }
         let (register, id) = (&worker.register, &record.id);
-        if let Some(reason) = Kind::of_places(record, pool).and_then(|kind| kind.objection(register, id)) {
+        if let Some(reason) = self.kind_of_places(pool).and_then(|kind| kind.objection(register, id)) {
             return Some(reason);
         }
         let found = worker.fingerprint(record.spec.products);
@@ -120,6 +124,16 @@ impl Job {
         Some(format!(
             "{id} is exact, and this worker computes in another way than its places: it is {found}, they are {expected}"
         ))
+    }
+
+    /// What the places have in common; `None`: nobody has one. All who have a place are looked at once an epoch, and as long as no epoch has begun since
+    /// the coordinator was started.
+    fn kind_of_places(&self, pool: &Pool) -> Option<Kind> {
+        let record = &self.core.record;
+        if self.assigned.epoch() == record.epoch && record.places.num_empty() < record.shape.world() {
+            return self.assigned.kind();
+        }
+        Kind::of_places(record, pool)
     }
 
     /// Why the spare that answers cannot fill a place.
@@ -144,64 +158,6 @@ impl Job {
             Some(Proof { job, .. }) if *job == self.core.record.id => Fitness::Proves,
             _ => Fitness::Unknown,
         }
-    }
-}
-
-/// What all places of a job have in common, whatever else they are: the arithmetic of their builds, and versions of links that all of them speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Kind {
-    numerics: u32,
-    links: Versions,
-}
-
-impl Kind {
-    fn of(register: &proto::Register) -> Kind {
-        Kind { numerics: register.numerics, links: register.links() }
-    }
-
-    /// With one worker more; `None`: it does not fit.
-    fn with(self, register: &proto::Register) -> Option<Kind> {
-        let links = self.links.shared(register.links())?;
-        (self.numerics == register.numerics).then_some(Kind { links, ..self })
-    }
-
-    /// Of the workers that have places of a job; `None`: none has.
-    fn of_places(record: &JobRecord, pool: &Pool) -> Option<Kind> {
-        let mut placed = record.places.iter().flatten().filter_map(|worker| pool.get(worker));
-        let first = Kind::of(&placed.next()?.register);
-        // Whoever does not fit was given no place beside the others.
-        Some(placed.fold(first, |kind, worker| kind.with(&worker.register).unwrap_or(kind)))
-    }
-
-    /// That which the most spares fit, of several the newest.
-    fn of_most(pool: &Pool) -> Option<Kind> {
-        let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
-        for spare in pool.spares() {
-            *counts.entry(Kind::of(&spare.register)).or_default() += 1;
-        }
-        let fits =
-            |kind: &Kind, other: &Kind| kind.numerics == other.numerics && kind.links.shared(other.links).is_some();
-        let num = |kind: &Kind| -> usize { counts.iter().filter(|(other, _)| fits(kind, other)).map(|(_, n)| n).sum() };
-        counts.keys().copied().max_by_key(|kind| (num(kind), *kind))
-    }
-
-    fn objection(self, register: &proto::Register, job: &JobId) -> Option<String> {
-        let version = &register.build_version;
-        if self.numerics != register.numerics {
-            return Some(format!(
-                "this worker is of version {version}, which computes with numerics {}, and the places of {job} with numerics {}: the bits would differ. \
-                 `toroid hold {job}` saves the job, and `toroid release {job}` has it go on with workers of one kind",
-                register.numerics, self.numerics
-            ));
-        }
-        self.links.shared(register.links()).is_none().then(|| {
-            format!(
-                "this worker is of version {version} and speaks links of version {}, all places of {job} those of version {}: they have none in common; \
-                 upgrade one release at a time",
-                register.links(),
-                self.links
-            )
-        })
     }
 }
 

@@ -44,7 +44,7 @@ impl Job {
                 self.core.record.id
             )));
         }
-        if if_nobody == IfNobody::Refuse && self.candidates(cx.pool, 1).is_empty() {
+        if if_nobody == IfNobody::Refuse && !self.has_candidate(cx.pool) {
             return Err(refused(format!(
                 "no worker can take rank {rank} of {}; start one more and ask again",
                 self.core.record.id
@@ -73,7 +73,7 @@ impl Job {
         {
             return;
         }
-        if self.core.epoch.why_again().is_some() || self.candidates(cx.pool, 1).is_empty() {
+        if self.core.epoch.why_again().is_some() || !self.has_candidate(cx.pool) {
             return;
         }
         let draining = &self.core.record.draining;

@@ -28,7 +28,7 @@ impl Job {
         self.core.record.edit(cx.out).places.set(rank, None);
         self.stop_worker(cx, &worker, &cause.why);
         let Cause { by, why, detect, host } = cause;
-        let had_spare = !self.candidates(cx.pool, 1).is_empty();
+        let had_spare = self.has_candidate(cx.pool);
         let host = host.or(cx.pool.get(&worker).map(|w| w.register.host.clone())).unwrap_or_default();
         cx.pool.set_place(&worker, None);
         let record = self.core.record.edit(cx.out);

@@ -38,7 +38,7 @@ impl Job {
     /// Whether a shard loses its last holder when the workers that are to end are gone, and no worker can take their places before that.
     pub(super) fn would_lose_state(&self, cx: &Context<'_>) -> bool {
         let leaving = self.leaving();
-        if leaving.is_empty() || self.core.can_heal() && !self.candidates(cx.pool, 1).is_empty() {
+        if leaving.is_empty() || self.core.can_heal() && self.has_candidate(cx.pool) {
             return false;
         }
         !self.core.is_redundant()

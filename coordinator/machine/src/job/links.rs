@@ -58,7 +58,7 @@ impl Job {
         for (worker, text) in culprits {
             let Some(rank) = self.core.record.rank_of(&worker) else { continue };
             // An established worker gives way only to another.
-            if !self.fitness.is_new(&worker) && self.candidates(cx.pool, 1).is_empty() {
+            if !self.fitness.is_new(&worker) && !self.has_candidate(cx.pool) {
                 continue;
             }
             let why =

@@ -53,7 +53,7 @@ impl Job {
         let unable = format!("cannot read the checkpoint of step {step}: {error}");
         self.mark_unfit(cx, &worker, &unable, Until::Anew);
         // Who failed is not among the candidates.
-        let has_untried = !self.candidates(cx.pool, 1).is_empty();
+        let has_untried = self.has_candidate(cx.pool);
         if !self.readers.is_unreadable(step, cx.pool, has_untried) {
             let why = format!(
                 "cannot read the checkpoint of step {step}: {error}; that is its own fault until another cannot either, so it is \

@@ -96,6 +96,9 @@ impl Machine {
     }
 
     fn begin_probes(&mut self, now: Now) {
+        if self.first_placed().is_none() {
+            return;
+        }
         let is_probed = |w: &&Worker| matches!(w.proof, Some(Proof { stage: ProofStage::Probed(_), .. }));
         let num_free = MAX_PROBES.saturating_sub(self.pool.unplaced().filter(is_probed).count());
         let is_due = |w: &&Worker| matches!(w.proof, Some(Proof { stage: ProofStage::Prepared, .. }));

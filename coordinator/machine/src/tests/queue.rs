@@ -449,3 +449,16 @@ fn a_thousand_jobs_run_on_eight_workers() {
     println!("{per_job:.1} records are stored for each job, {:.1} outputs", world.num_outputs as f64 / NUM_JOBS as f64);
     assert!(per_job < 60.0, "{per_job} records for each job");
 }
+
+/// A fleet that joins is not counted at each of its words, and a job starts with the word of the last that it needs.
+#[test]
+fn of_many_workers_those_that_count_are_counted_now_and_then() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(1200, 40, "batch.micro_batches = 1"));
+    (0..1100).for_each(|n| world.join(&format!("w{n}")));
+    assert!(world.record(&job).reason.ends_with("needs 1200 workers, 1001 are there"), "{}", world.record(&job).reason);
+    world.pass(Duration::from_secs(1));
+    assert!(world.record(&job).reason.ends_with("needs 1200 workers, 1100 are there"), "{}", world.record(&job).reason);
+    (1100..1200).for_each(|n| world.join(&format!("w{n}")));
+    assert_eq!(world.record(&job).state, State::Starting, "{}", world.record(&job).reason);
+}
