@@ -17,8 +17,6 @@ use toroid_worker::control::carrier::{DialError, Opened, endpoint_of, register_o
 const MAX_HANDSHAKES: usize = 64;
 /// How long an attempt may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After which a coordinator is left: that of real workers, whose pings the coordinator answers.
-const SILENCE: Duration = Duration::from_secs(5);
 
 pub struct Connections {
     coordinator: String,
@@ -27,6 +25,8 @@ pub struct Connections {
     per: usize,
     shared: Vec<Mutex<Option<Channel>>>,
     handshakes: Arc<Semaphore>,
+    /// After which a coordinator is left.
+    silence: Duration,
     agents: Option<Agents>,
 }
 
@@ -43,9 +43,9 @@ struct Agents {
 
 impl Connections {
     /// The same by agents, each of so many workers. They dial when they are started.
-    pub fn by_agents(coordinator: String, credentials: Credentials, per: usize) -> Connections {
+    pub fn by_agents(coordinator: String, credentials: Credentials, per: usize, silence: Duration) -> Connections {
         let agents = Some(Agents { per, ..Agents::default() });
-        Connections { agents, ..Connections::new(coordinator, credentials, 1, 0) }
+        Connections { agents, ..Connections::new(coordinator, credentials, (1, 0), silence) }
     }
 
     /// Starts the agents of workers of these numbers, `0..num`; none where there are to be none.
@@ -58,7 +58,7 @@ impl Connections {
                 credentials: self.credentials.clone(),
                 host: name.clone(),
                 name,
-                failure_timeout: SILENCE,
+                failure_timeout: self.silence,
             });
             tokio::spawn(speaking);
             service
@@ -66,8 +66,13 @@ impl Connections {
         agents.started.get_or_init(|| (0..num.div_ceil(agents.per)).map(start).collect());
     }
 
-    /// For workers of these numbers, `0..num`.
-    pub fn new(coordinator: String, credentials: Credentials, per: usize, num: usize) -> Connections {
+    /// For workers of these numbers, `0..num`, of which `per` share one. `silence`: after which a coordinator is left.
+    pub fn new(
+        coordinator: String,
+        credentials: Credentials,
+        (per, num): (usize, usize),
+        silence: Duration,
+    ) -> Connections {
         let shared = if per == 1 { 0 } else { num.div_ceil(per) };
         let shared = (0..shared).map(|_| Mutex::default()).collect();
         Connections {
@@ -76,6 +81,7 @@ impl Connections {
             per,
             shared,
             handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            silence,
             agents: None,
         }
     }
@@ -105,7 +111,7 @@ impl Connections {
 
     async fn dial(&self) -> Result<Channel, DialError> {
         let _handshake = self.handshakes.acquire().await?;
-        let endpoint: Endpoint = endpoint_of(&self.coordinator, PATIENCE, SILENCE)?;
+        let endpoint: Endpoint = endpoint_of(&self.coordinator, PATIENCE, self.silence)?;
         Ok(toroid_security::connect(endpoint, &self.credentials).await?)
     }
 }

@@ -75,9 +75,9 @@ pub struct Args {
     /// Workers behind an agent, as those of a host are by `toroid agent`; 0: none has one
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1024), conflicts_with = "streams_per_connection")]
     workers_per_agent: u32,
-    /// A silent worker is lost after this long; default: that of a coordinator
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
-    failure_timeout_ms: Option<u64>,
+    /// A silent worker is lost after this long
+    #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
+    failure_timeout_ms: u64,
     /// How long the fleet is measured while nothing fails
     #[arg(long, default_value_t = 20.0, value_name = "S")]
     seconds: f64,
@@ -224,7 +224,7 @@ impl Fleet {
         );
         ensure!(args.step_hz > 0.0 && args.step_hz <= 1000.0, "--step-hz is more than 0 and at most 1000");
         let heartbeat = Some(Duration::from_secs(1) / args.heartbeat_hz);
-        let failure_timeout = args.failure_timeout_ms.map(Duration::from_millis);
+        let failure_timeout = Some(Duration::from_millis(args.failure_timeout_ms));
         let settings = Settings { heartbeat, failure_timeout, etcd: args.etcd.clone(), ..Settings::new(dir, 1)? };
         let signals = Signals::new()?;
         let mut children = Children::new(&settings)?;
@@ -445,6 +445,7 @@ fn players(
         ("--workers", workers.to_string().into()),
         ("--streams-per-connection", args.streams_per_connection.to_string().into()),
         ("--workers-per-agent", args.workers_per_agent.to_string().into()),
+        ("--failure-timeout-ms", args.failure_timeout_ms.to_string().into()),
     ];
     let mut line: Vec<OsString> = ["bench", "fleet-players"].map(OsString::from).into();
     line.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.into(), value]));

@@ -45,6 +45,15 @@ pub struct Args {
     /// Workers behind one agent; 0: none has one
     #[arg(long)]
     workers_per_agent: usize,
+    /// That of the coordinator
+    #[arg(long)]
+    failure_timeout_ms: u64,
+}
+
+impl Args {
+    fn failure_timeout(&self) -> Duration {
+        Duration::from_millis(self.failure_timeout_ms)
+    }
 }
 
 /// A worker that lives, or is to be replaced.
@@ -77,8 +86,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let credentials = Credentials::tls(files, None).context("read the credentials of the players")?;
     let (url, per) = (args.coordinator.clone(), args.streams_per_connection);
     let connections = Arc::new(match args.workers_per_agent {
-        0 => Connections::new(url, credentials, per, args.workers),
-        per => Connections::by_agents(url, credentials, per),
+        0 => Connections::new(url, credentials, (per, args.workers), args.failure_timeout()),
+        per => Connections::by_agents(url, credentials, per, args.failure_timeout()),
     });
     let seat = |at| Seat { number: args.first + at, generation: 0, rank: Arc::new(AtomicI64::new(-1)), kill: None };
     let seats = (0..args.workers).map(seat).collect();
@@ -159,7 +168,7 @@ impl Players {
         let settings = Settings {
             coordinators: vec![args.coordinator.clone()],
             heartbeat: Duration::from_secs(1),
-            failure_timeout: Duration::from_secs(5),
+            failure_timeout: args.failure_timeout(),
             leave_grace: Duration::from_secs(25),
             own_leave_grace: None,
         };
