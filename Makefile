@@ -170,10 +170,10 @@ bench-data:
 
 bench-fleet:
 	cargo build --release --bin toroid
-	target/release/toroid bench fleet --workers 256 --dashboards 10 --restart
-	target/release/toroid bench fleet --workers 2048 --dashboards 10 --restart
-	target/release/toroid bench fleet --workers 2048 --heartbeat-hz 10 --kills 0 --kill-hosts 0 --kill-racks 0
-	target/release/toroid bench fleet --workers 8192 --streams-per-connection 64 --dashboards 10 --restart
+	target/release/toroid bench fleet --workers 256,2048 --dashboards 10 --restart
+	target/release/toroid bench fleet --workers 256,2048 --workers-per-agent 8 --restart
+	target/release/toroid bench fleet --workers 2048 --workers-per-agent 8 --heartbeat-hz 10 --kills 0 --kill-hosts 0 --kill-racks 0
+	target/release/toroid bench fleet --workers 256,1024,4096,16384,32768 --workers-per-agent 64 --failure-timeout-ms 60000 --seconds 10 --kills 5 --kill-hosts 1 --kill-racks 1 --restart
 
 bench-lighthouse:
 	scripts/bench_venv.sh

@@ -10,11 +10,23 @@ pub(crate) fn facts(prepared: &proto::Prepared) -> DataFacts {
     DataFacts { digest, num_samples: prepared.num_samples, num_params: prepared.num_params, weights }
 }
 
-/// Whether both are of one job: weights that either has not read do not count.
-pub(crate) fn agree(a: &DataFacts, b: &DataFacts) -> bool {
-    let read_by_both = |(key, named): (&String, &String)| b.weights.get(key).is_none_or(|other| other == named);
-    (&a.digest, a.num_samples, a.num_params) == (&b.digest, b.num_samples, b.num_params)
-        && a.weights.iter().all(read_by_both)
+/// In what a place differs from the others, as in `data 07ab and not 08cd`; nothing: it is of their job. Weights that either has not read do not count.
+pub(crate) fn differences(found: &DataFacts, known: &DataFacts) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut differs = |what: &str, found: String, known: String| {
+        if found != known {
+            out.push(format!("{what} {found} and not {known}"));
+        }
+    };
+    let data = |facts: &DataFacts| format!("{} ({} samples)", short(&facts.digest), facts.num_samples);
+    if found.digest != known.digest || found.num_samples != known.num_samples {
+        differs("data", data(found), data(known));
+    }
+    differs("parameters", found.num_params.to_string(), known.num_params.to_string());
+    for (key, named) in &found.weights {
+        differs(key, short(named), short(known.weights.get(key).unwrap_or(named)));
+    }
+    out
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -29,10 +41,4 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// The beginning of a digest, enough to tell two from each other.
 pub(crate) fn short(digest: &str) -> String {
     digest.chars().take(16).collect()
-}
-
-pub(crate) fn in_words(facts: &DataFacts) -> String {
-    let digest = short(&facts.digest);
-    let weights: String = facts.weights.iter().map(|(key, named)| format!(", {key} {}", short(named))).collect();
-    format!("data {digest} ({} samples) and {} parameters{weights}", facts.num_samples, facts.num_params)
 }

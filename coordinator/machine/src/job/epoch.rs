@@ -11,7 +11,7 @@ use crate::cause::Cause;
 use crate::clock::Stopwatch;
 use crate::context::Context;
 use crate::epoch::EpochPhase;
-use crate::facts::{agree, facts, in_words};
+use crate::facts::{differences, facts};
 use crate::fitness::Until;
 use crate::proof::Proof;
 use crate::record::{Heal, Inputs, Process, Rung, SeenBy, State};
@@ -319,17 +319,16 @@ impl Job {
         let first_step = Step::new(first.committed_step);
         let known = self.core.record.data.clone().unwrap_or_else(|| facts(first));
         for (&rank, prepared) in self.core.epoch.prepared() {
-            let found = facts(prepared);
-            if !agree(&found, &known) {
+            let differences = differences(&facts(prepared), &known);
+            if !differences.is_empty() {
                 let (other, blame) = match self.core.record.data {
                     None => (self.core.describe(Rank::ZERO), Blame::Job),
                     Some(_) => ("the job so far".into(), Blame::Worker(rank)),
                 };
                 let reason = format!(
-                    "does not see the same data, model or weights as the others: {} has {}, {other} has {}; give all of them the same files",
+                    "does not see the same data, model or weights as the others: {} has {}, as {other} has; give all of them the same files",
                     self.core.describe(rank),
-                    in_words(&found),
-                    in_words(&known)
+                    differences.join(", "),
                 );
                 return Some((blame, reason));
             }

@@ -270,7 +270,7 @@ fn a_spare_with_other_weights_does_not_take_part_and_the_job_lives() {
     world.kill("b");
     world.settle();
     assert!(world.has_event(&job, "worker.lost", "x (rank 1) does not see the same data, model or weights"));
-    assert!(world.has_event(&job, "worker.lost", "ppo.reward_model 33cc"));
+    assert!(world.has_event(&job, "worker.lost", "ppo.reward_model 33cc and not 22bb"));
     world.join_as("y", |w| w.weights = weights(&[("ppo.reward_model", "22bb")]));
     world.settle();
     world.train(&job, 1);
