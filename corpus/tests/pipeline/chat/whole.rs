@@ -55,7 +55,7 @@ fn threads_compression_files_and_deaths_change_no_byte() {
     let command = [&["chat", "rows.jsonl", "--to", "out"], &arguments[..]].concat();
     for seed in 0..10 {
         let mut child = place.command(&command).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("start");
-        while !place.path("out.unfinished-chat/train").exists() && child.try_wait().expect("wait").is_none() {
+        while !place.path("out.toroid-unfinished/train").exists() && child.try_wait().expect("wait").is_none() {
             std::hint::spin_loop();
         }
         let spin = (0..mix(seed) % 20_000_000).fold(0, |sum: u64, n| sum ^ mix(n));
@@ -69,7 +69,7 @@ fn threads_compression_files_and_deaths_change_no_byte() {
     }
     chat(&place, &arguments);
     assert!(files(&place.path("out")) == expected);
-    assert!(!place.path("out.unfinished-chat").exists());
+    assert!(!place.path("out.toroid-unfinished").exists());
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn too_many_refused_rows_end_the_command_and_nothing_of_others_is_replaced() {
     assert!(found.contains("15 of 701 rows cannot be used (no-assistant-turn 14, no-text 1)"), "{found}");
     let list = fs::read_to_string(place.path("out.refused.jsonl")).expect("a list");
     assert_eq!(list.lines().count(), 15);
-    assert!(!place.path("out").exists() && !place.path("out.unfinished-chat").exists());
+    assert!(!place.path("out").exists() && !place.path("out.toroid-unfinished").exists());
     place.write("rows.jsonl", "\n");
     assert!(complaint(&place, &[]).contains("there is no row"));
     place.write("rows.jsonl", rows(10));
