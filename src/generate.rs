@@ -60,7 +60,7 @@ pub struct Args {
     pub samples: u16,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// The tokenizer.json of a checkpoint whose tokens are not bytes
+    /// The tokenizer.json of a model whose tokens are not bytes, instead of the one in its folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     #[command(flatten)]
@@ -121,7 +121,8 @@ fn shares(threads: usize, num: usize) -> Vec<usize> {
 
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     let source = ModelSource::open(runtime, &args.model)?;
-    if source.tokens != TokensOf::Bytes || args.tokenizer.is_some() {
+    let are_bytes = matches!(source.tokens, TokensOf::Bytes | TokensOf::Unsaid);
+    if !are_bytes || args.tokenizer.is_some() {
         // Tokenizers are built into `toroid-serve`; its `generate` has the same flags.
         return companion::SERVE.run(std::env::args_os().skip(1));
     }

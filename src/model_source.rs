@@ -8,7 +8,7 @@ use toroid_hf::Folder;
 use toroid_torus::job::Products;
 use toroid_torus::manifest::Manifest;
 use toroid_torus::model::{ModelConfig, Output};
-use toroid_worker::checkpoint::{Storage, load_initial};
+use toroid_worker::checkpoint::{NotedTokenizer, Storage, load_initial, noted_tokenizer};
 use toroid_worker::model::whole_partition;
 
 use crate::client::Connection;
@@ -37,8 +37,10 @@ pub enum TokensOf {
     Bytes,
     /// Those of the `tokenizer.json` in the model's own folder.
     Folder,
-    /// Those of a tokenizer that the checkpoint does not have: hexadecimal blake3 of its file.
+    /// Those of one tokenizer, wherever its file is: hexadecimal blake3 of it.
     Digest(String),
+    /// The model's folder, which is of somebody else's making, does not say it: bytes, unless a tokenizer is named.
+    Unsaid,
 }
 
 enum Place {
@@ -94,9 +96,17 @@ impl ModelSource {
     }
 
     fn of_folder(path: &Path, folder: &Folder) -> Result<ModelSource> {
-        let tokens = match folder.has_byte_tokens().map_err(anyhow::Error::msg)? {
-            Some(false) => TokensOf::Folder,
-            _ => TokensOf::Bytes,
+        let has_byte_tokens = folder.has_byte_tokens().map_err(anyhow::Error::msg)?;
+        let tokens = match (noted_tokenizer(path)?, has_byte_tokens) {
+            (Some(NotedTokenizer::Digest(digest)), _) => TokensOf::Digest(digest),
+            (Some(NotedTokenizer::Bytes), Some(false)) => bail!(
+                "the tokens of {0} are bytes, by its files of weights, and its tokenizer.json has others; remove that file, or name the folder of \
+                 its model",
+                path.display()
+            ),
+            (Some(NotedTokenizer::Bytes), _) | (None, Some(true)) => TokensOf::Bytes,
+            (None, Some(false)) => TokensOf::Folder,
+            (None, None) => TokensOf::Unsaid,
         };
         let (what, model) = (path.display().to_string(), folder.model().clone());
         Ok(ModelSource { what, model, products: Products::F32, tokens, place: Place::Folder(path.into()) })

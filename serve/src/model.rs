@@ -24,7 +24,7 @@ pub const TEMPLATE_NAME: &str = "chat_template.jinja";
 pub struct ServedArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The tokenizer.json of a checkpoint whose tokens are not bytes
+    /// The tokenizer.json of a model whose tokens are not bytes, instead of the one in its folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// A chat template (Jinja) instead of the one in the model's folder
@@ -105,26 +105,24 @@ pub fn digest(model: &ModelConfig, params: &[f32]) -> String {
 }
 
 fn tokens(source: &ModelSource, named: Option<&Path>) -> Result<Tokens> {
-    match (&source.tokens, named) {
-        (TokensOf::Bytes, None) => Ok(Tokens::Bytes),
-        (TokensOf::Bytes, Some(path)) => {
-            bail!("the tokens of {} are bytes; leave --tokenizer {} out", source.what, path.display())
-        }
-        (TokensOf::Folder, named) => match (source.folder(), named) {
-            (_, Some(path)) => Tokens::open(path),
-            (Some(folder), None) => Tokens::open(&folder.join("tokenizer.json")),
-            (None, None) => bail!("{} has no folder for its tokenizer", source.what),
-        },
+    let own = source.folder().map(|folder| folder.join("tokenizer.json")).filter(|path| path.exists());
+    match (&source.tokens, named.map(Path::to_path_buf).or(own)) {
+        (TokensOf::Bytes, _) if named.is_none() => Ok(Tokens::Bytes),
+        (TokensOf::Bytes, _) => bail!("the tokens of {} are bytes; leave --tokenizer out", source.what),
+        (TokensOf::Folder | TokensOf::Unsaid, Some(path)) => Tokens::open(&path),
+        (TokensOf::Unsaid, None) => Ok(Tokens::Bytes),
+        (TokensOf::Folder, None) => bail!("the tokenizer.json of {} is gone; name it with --tokenizer", source.what),
         (TokensOf::Digest(digest), None) => bail!(
             "the tokens of {} are those of the tokenizer {digest} (blake3 of its file); name that file with --tokenizer",
             source.what
         ),
         (TokensOf::Digest(digest), Some(path)) => {
-            let tokens = Tokens::open(path)?;
+            let tokens = Tokens::open(&path)?;
             let found = tokens.digest().unwrap_or_default();
             ensure!(
                 found == digest,
-                "the tokens of {} are those of the tokenizer {digest}; {} has the blake3 {found}",
+                "the tokens of {} are those of the tokenizer {digest} (blake3 of its file); {} has the blake3 {found}: name the right one with \
+                 --tokenizer",
                 source.what,
                 path.display()
             );

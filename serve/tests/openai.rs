@@ -17,15 +17,15 @@ const TEMPLATE: &str = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.conte
 
 /// A small model with weights by a formula, in a folder of Hugging Face's.
 fn folder(at: &Path) -> Result<()> {
+    folder_of(at, Vec::new())
+}
+
+/// The same, whose files of weights have these notes.
+fn folder_of(at: &Path, notes: Vec<(&'static str, String)>) -> Result<()> {
     let mut model = ModelConfig::preset("micro").context("a preset")?;
     (model.seq, model.vocab) = (256, 260);
-    let options = Options {
-        dtype: Dtype::F32,
-        shard_bytes: 1 << 30,
-        has_byte_tokens: true,
-        carried: Vec::new(),
-        notes: Vec::new(),
-    };
+    let options =
+        Options { dtype: Dtype::F32, shard_bytes: 1 << 30, has_byte_tokens: true, carried: Vec::new(), notes };
     let mut state = 7_u64;
     let fill = |tensor: &TensorSpec, values: &mut [f32]| {
         for value in values.iter_mut() {
@@ -214,6 +214,70 @@ fn words_that_do_not_fit_the_weights_are_refused() -> Result<()> {
     let said = complaint(&tokenizer)?;
     ensure!(said.contains("has tokens up to 260, and the model those below 260"), "{said}");
     ensure!(complaint(&"no tokenizer".into())?.contains("tokenizer.json is not an object of JSON"));
+    Ok(())
+}
+
+/// What the files of weights say of their tokenizer counts, whichever one lies beside them or is named.
+#[test]
+fn another_tokenizer_than_that_of_the_weights_is_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name);
+    folder(&at("bytes"))?;
+    let mut ours: serde_json::Value = serde_json::from_slice(&std::fs::read(at("bytes").join("tokenizer.json"))?)?;
+    ours["model"]["vocab"]["one more"] = 257.into();
+    let mut swapped = ours.clone();
+    (swapped["model"]["vocab"]["a"], swapped["model"]["vocab"]["b"]) = (98.into(), 97.into());
+    std::fs::write(at("ours.json"), ours.to_string())?;
+    std::fs::write(at("swapped.json"), swapped.to_string())?;
+    let digest = |name: &str| Ok::<_, std::io::Error>(blake3::hash(&std::fs::read(at(name))?).to_hex().to_string());
+    let (ours, swapped) = (digest("ours.json")?, digest("swapped.json")?);
+    // Of the weights what they say, and which tokenizer lies beside them.
+    let make = |name: &str, notes: Option<&str>, beside: Option<&str>| -> Result<()> {
+        folder_of(&at(name), notes.map(|note| ("tokenizer", note.to_string())).into_iter().collect())?;
+        std::fs::remove_file(at(name).join("tokenizer.json"))?;
+        beside.map_or(Ok(0), |file| std::fs::copy(at(file), at(name).join("tokenizer.json")))?;
+        Ok(())
+    };
+    make("said", Some(&ours), Some("ours.json"))?;
+    make("exchanged", Some(&ours), Some("swapped.json"))?;
+    make("alone", Some(&ours), None)?;
+    make("bytes-exchanged", Some("bytes"), Some("ours.json"))?;
+    make("bytes-alone", Some("bytes"), None)?;
+    make("of-others", None, Some("swapped.json"))?;
+    make("of-others-alone", None, None)?;
+    let generate = |from: &str, tokenizer: Option<&str>| -> Result<Result<(), String>> {
+        let mut command = toroid_serve(&["generate", "--from", path(&at(from)), "--prompt", "ab", "--max-tokens", "1"]);
+        tokenizer.map(|file| command.args(["--tokenizer", path(&at(file))]));
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(if output.status.success() { Ok(()) } else { Err(said) })
+    };
+    let good = [
+        ("said", None),
+        ("said", Some("ours.json")),
+        ("exchanged", Some("ours.json")),
+        ("alone", Some("ours.json")),
+        ("bytes-alone", None),
+        ("of-others", None),
+        ("of-others", Some("ours.json")),
+        ("of-others-alone", None),
+        ("of-others-alone", Some("ours.json")),
+    ];
+    for (from, tokenizer) in good {
+        assert_eq!(generate(from, tokenizer)?, Ok(()), "{from} with {tokenizer:?}");
+    }
+    let bad = [
+        ("exchanged", None, [&ours[..], &swapped]),
+        ("said", Some("swapped.json"), [&ours, &swapped]),
+        ("alone", None, [&ours, "--tokenizer"]),
+        ("alone", Some("swapped.json"), [&ours, &swapped]),
+        ("bytes-exchanged", None, ["are bytes", "tokenizer.json"]),
+        ("bytes-alone", Some("ours.json"), ["are bytes", "leave --tokenizer"]),
+    ];
+    for (from, tokenizer, expected) in bad {
+        let said = generate(from, tokenizer)?.err().with_context(|| format!("{from} with {tokenizer:?} was taken"))?;
+        ensure!(expected.iter().all(|words| said.contains(words)), "{from} with {tokenizer:?}: {said}");
+    }
     Ok(())
 }
 

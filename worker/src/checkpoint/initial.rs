@@ -85,26 +85,54 @@ pub fn load_initial(
 /// Refuses the weights of [`load_initial`] where their files say that a row of the embedding means a token of another tokenizer than `expected`
 /// (hexadecimal blake3 of its file; `None`: a token is a byte). Ours say it; files of others do not.
 pub fn check_tokenizer(path: &Path, expected: Option<&str>) -> Result<(), CheckpointError> {
+    let expected = expected.unwrap_or(BYTE_TOKENS);
+    match noted_tokenizers(path)?.iter().find(|found| *found != expected) {
+        None => Ok(()),
+        Some(found) => {
+            let problem = format!(
+                "the tokenizer (blake3 of its file) is {found} there and {expected} in the data of this job; make token files with the \
+                 tokenizer of the model"
+            );
+            Err(CheckpointError::Initial { path: path.into(), problems: vec![problem] })
+        }
+    }
+}
+
+/// What weights say that a row of their embedding means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotedTokenizer {
+    /// A byte.
+    Bytes,
+    /// A token of the tokenizer with this hexadecimal blake3 of its file.
+    Digest(String),
+}
+
+/// What the files of the weights of [`load_initial`] say of their tokenizer; `None`: nothing, as files of others.
+pub fn noted_tokenizer(path: &Path) -> Result<Option<NotedTokenizer>, CheckpointError> {
+    let noted = noted_tokenizers(path)?;
+    if noted.len() > 1 {
+        let problem = format!("its files are of several tokenizers: {}", Vec::from_iter(noted).join(", "));
+        return Err(CheckpointError::Initial { path: path.into(), problems: vec![problem] });
+    }
+    let of = |note: String| if note == BYTE_TOKENS { NotedTokenizer::Bytes } else { NotedTokenizer::Digest(note) };
+    Ok(noted.into_iter().next().map(of))
+}
+
+/// The notes of all files.
+fn noted_tokenizers(path: &Path) -> Result<BTreeSet<String>, CheckpointError> {
     let refuse = |problem| CheckpointError::Initial { path: path.into(), problems: vec![problem] };
     let files = match fs::metadata(path).map_err(|e| refuse(cannot_read(path, &e)))?.is_dir() {
         true => toroid_hf::safetensors_in(path).map_err(|e| refuse(cannot_read(path, &e)))?,
         false => vec![path.into()],
     };
+    let mut found = BTreeSet::new();
     for file in files {
         let map = File::open(&file).and_then(|f| map_file(&f)).map_err(|e| refuse(cannot_read(&file, &e)))?;
         // Whoever loads it says what is wrong with it.
         let Ok((_, header)) = SafeTensors::read_metadata(&map) else { continue };
-        let found = header.metadata().as_ref().and_then(|notes| notes.get(TOKENIZER_NOTE));
-        let expected = expected.unwrap_or(BYTE_TOKENS);
-        if let Some(found) = found.filter(|found| *found != expected) {
-            let problem = format!(
-                "the tokenizer (blake3 of its file) is {found} there and {expected} in the data of this job; make token files with the \
-                 tokenizer of the model"
-            );
-            return Err(refuse(problem));
-        }
+        found.extend(header.metadata().as_ref().and_then(|notes| notes.get(TOKENIZER_NOTE)).cloned());
     }
-    Ok(())
+    Ok(found)
 }
 
 /// What files may have that are of a model which ends otherwise: it is passed over.

@@ -49,7 +49,7 @@ mod tests;
 
 pub(crate) use durable::AtomicFile;
 pub use error::CheckpointError;
-pub use initial::{DRAWN_BESIDES, check_tokenizer, load_initial};
+pub use initial::{DRAWN_BESIDES, NotedTokenizer, check_tokenizer, load_initial, noted_tokenizer};
 pub use owned::Owned;
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};
