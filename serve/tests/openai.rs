@@ -138,8 +138,29 @@ fn the_openai_package_is_served() -> Result<()> {
     // What is on its way at SIGTERM is answered.
     let mut last = server.send("POST", "/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":200,\"stream\":true}")?;
     last.read_exact(&mut [0; 64])?;
+    // So is one that was let in and has not sent all of its body.
+    let body = r#"{"prompt":"a","max_tokens":2}"#;
+    let mut slow = TcpStream::connect(&server.address)?;
+    write!(
+        slow,
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nAuthorization: Bearer {TOKEN}\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    )?;
+    let mut go_on = [0; 25];
+    slow.read_exact(&mut go_on)?;
+    ensure!(go_on.starts_with(b"HTTP/1.1 100 "), "{}", String::from_utf8_lossy(&go_on));
     let pid = server.process.0.id().to_string();
     ensure!(Command::new("kill").arg(&pid).status()?.success(), "kill {pid}");
+    // As long as it has not, others are told to ask elsewhere.
+    while server.ask("GET", "/health", "")?.starts_with("HTTP/1.1 200") {}
+    let told = [server.ask("GET", "/health", "")?, server.ask("POST", "/v1/completions", body)?];
+    ensure!(told.iter().all(|answer| answer.starts_with("HTTP/1.1 503 ")), "{told:?}");
+    ensure!(told[1].to_lowercase().contains("retry-after: 1"), "{told:?}");
+    slow.write_all(body.as_bytes())?;
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("text_completion"), "{answer}");
     let mut rest = String::new();
     last.read_to_string(&mut rest)?;
     ensure!(rest.contains("data: [DONE]"), "the stream was cut: {rest}");

@@ -139,11 +139,8 @@ impl Asked {
         if top > 0 && !has_scores {
             return Err(ApiError::field("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
         }
-        let limit = |fields: &mut Fields, name: &str| {
-            let found = fields.number(name, (0, MAX_TOKENS), 0)?;
-            Ok::<_, ApiError>((found > 0).then_some(found))
-        };
-        let (old, new) = (limit(&mut fields, "max_tokens")?, limit(&mut fields, "max_completion_tokens")?);
+        let mut limit = |name| fields.number_if_there(name, (1, MAX_TOKENS));
+        let (old, new) = (limit("max_tokens")?, limit("max_completion_tokens")?);
         fields.only("response_format", &[json!({ "type": "text" })])?;
         fields.only("tools", &[json!([])])?;
         fields.only("tool_choice", &[json!("none"), json!("auto")])?;
