@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use tokenizers::Tokenizer;
 use toroid::files::read_bytes;
 use toroid::generate::Characters;
+use toroid_chat::Aliases;
 use toroid_hf::bytes_tokenizer;
 
 /// Bytes, and the ids of their tokens.
@@ -144,6 +145,19 @@ impl Tokens {
         let id = file.tokenizer.token_to_id(text)?;
         let added = file.tokenizer.get_added_tokens_decoder();
         added.get(&id).is_some_and(|token| token.special).then_some(id)
+    }
+
+    /// Of its added tokens, which only a chat template may write, but for `content`; `None`: tokens are bytes.
+    pub fn aliases(&self, content: &[String]) -> Result<Option<Aliases>> {
+        match (self, content) {
+            (Tokens::Bytes, []) => Ok(None),
+            (Tokens::Bytes, [token, ..]) => bail!("--content-token {token}: bytes have no such tokens; leave it out"),
+            (Tokens::File(file), content) => {
+                let json = file.tokenizer.to_string(false).map_err(|error| anyhow!("{error}"))?;
+                let aliases = Aliases::new(&file.tokenizer, serde_json::from_str(&json)?, content);
+                aliases.map(Some).map_err(|what| anyhow!("the tokenizer: {what}"))
+            }
+        }
     }
 
     /// A text that only this token has, as well as that can be: its own, or `bytes:\xe2` where it is a part of a character.

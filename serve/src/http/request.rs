@@ -147,9 +147,8 @@ impl Asked {
         let scores = has_scores.then_some(top);
         let asked = Asked { max_tokens: new.or(old), scores, ..common(&mut fields, Kind::Chat)? };
         fields.end()?;
-        let text = template.render(&messages, now())?;
-        // The template itself has what begins a text.
-        let prompt = model.tokens.encode(&text, false).map_err(|e| ApiError::field("messages", format!("{e:#}")))?;
+        let prompt = template.prompt(&messages, now(), &model.tokens);
+        let prompt = prompt.map_err(|e| ApiError::field("messages", format!("{e:#}")))?;
         check_tokens(std::slice::from_ref(&prompt), model)?;
         Ok(Asked { prompts: vec![prompt], ..asked })
     }

@@ -253,7 +253,7 @@ fn prompt_tokens(model: &Model, prompt: &str) -> Result<Vec<u32>> {
         None => model.tokens.encode(prompt, true),
         Some(template) => {
             let messages = serde_json::json!([{ "role": "user", "content": prompt }]).to_string();
-            model.tokens.encode(&template.render(&messages, TODAY)?, false)
+            template.prompt(&messages, TODAY, &model.tokens).with_context(|| format!("ask `{prompt}`"))
         }
     }
 }
