@@ -143,10 +143,10 @@ impl Engine {
     /// Reads the weights, and starts the thread, with those of the places of `split`, which was made for this model; it ends when the engine is
     /// dropped and no text is on its way.
     pub fn start(model: Model, split: Split<CpuDevice>, room: Room) -> Result<Engine> {
+        let config = model.source.with_room(room.places, room.context)?;
         let params = model.source.params()?;
         let digest = model::digest(model.config(), &params);
         let memory = Memory::of(model.config(), split.shape(), room);
-        let config = ModelConfig { seq: room.context, ..model.config().clone() };
         let decoder = split.decoder(&config, model.source.products, &params, room.places);
         let decoder = decoder.context("start the threads that compute")?;
         drop(params);

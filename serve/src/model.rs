@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use toroid::files::{read_if_there, read_text};
+use toroid::files::{read_regular_if_there, read_text};
 use toroid::model_source::{ModelArgs, ModelSource, TokensOf};
 use toroid_chat::control::unmarked;
 use toroid_chat::{Aliases, Chat, ChatError, Control, Limits, Template, Time, special_tokens, template_of};
@@ -130,7 +130,8 @@ impl Model {
         let config = |name: &str| source.folder().map_or(Ok(Value::Null), |folder| read_json(&folder.join(name)));
         let (tokenizer_config, generation) = (config("tokenizer_config.json")?, config("generation_config.json")?);
         let chat = chat_template(&source, template, &tokenizer_config, &tokens, content_tokens)?;
-        let ends = ends(&generation, &tokenizer_config, &tokens);
+        let ends = ends(&generation, &tokenizer_config, &tokens, source.model.vocab)
+            .with_context(|| format!("read generation_config.json of {}", source.what))?;
         ensure!(
             !matches!(*tokens, Tokens::Bytes) || source.model.vocab >= tokens.num_tokens(),
             "the model of {} has {} tokens, which cannot be bytes; give --tokenizer",
@@ -208,21 +209,29 @@ fn chat_template(
 }
 
 /// What `generation_config.json` says, else the end of the tokenizer's configuration.
-fn ends(generation: &Value, tokenizer: &Value, tokens: &Tokens) -> Vec<u32> {
-    let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+fn ends(generation: &Value, tokenizer: &Value, tokens: &Tokens, vocab: usize) -> Result<Vec<u32>> {
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < vocab);
+        id.with_context(|| {
+            format!("its eos_token_id has {value}, expected numbers of tokens, which are below {vocab}; mend it")
+        })
+    };
     let named = match &generation["eos_token_id"] {
-        Value::Array(ids) => ids.iter().filter_map(id).collect(),
-        one => id(one).into_iter().collect::<Vec<_>>(),
+        Value::Null => Vec::new(),
+        Value::Array(ids) => ids.iter().map(id).collect::<Result<_>>()?,
+        one => vec![id(one)?],
     };
     if !named.is_empty() {
-        return named;
+        return Ok(named);
     }
     let end = special_tokens(tokenizer).find(|(name, _)| *name == "eos_token");
-    end.and_then(|(_, text)| tokens.id_of(text)).into_iter().collect()
+    Ok(end.and_then(|(_, text)| tokens.id_of(text)).into_iter().collect())
 }
 
 /// `null`: there is no such file.
 fn read_json(path: &Path) -> Result<Value> {
-    let Some(bytes) = read_if_there(path, "the configuration", MAX_CONFIG_BYTES)? else { return Ok(Value::Null) };
+    let Some(bytes) = read_regular_if_there(path, "the configuration", MAX_CONFIG_BYTES)? else {
+        return Ok(Value::Null);
+    };
     serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokenizers::Tokenizer;
-use toroid::files::read_bytes;
+use toroid::files::read_regular;
 use toroid::generate::Characters;
 use toroid_chat::Aliases;
 use toroid_hf::bytes_tokenizer;
@@ -65,7 +65,7 @@ fn escaped(bytes: &[u8]) -> String {
 impl Tokens {
     /// Reads a file as the library `tokenizers` writes it.
     pub fn open(path: &Path) -> Result<Tokens> {
-        let bytes = read_bytes(path, "the tokenizer", MAX_FILE_BYTES)?;
+        let bytes = read_regular(path, "the tokenizer", MAX_FILE_BYTES)?;
         let what = || format!("read the tokenizer {}", path.display());
         // S-1: the same text is the same tokens each time.
         let settings: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();

@@ -368,6 +368,64 @@ fn users_write_no_turns() -> Result<()> {
     Ok(())
 }
 
+/// A folder that says more than its files have, or has what is no file, is an error in words, and takes neither memory nor for ever.
+#[test]
+fn garbled_folders_are_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let good = dir.path().join("good");
+    folder(&good)?;
+    let (mut number, mut refused) = (0, Vec::new());
+    let mut garbled = |change: &dyn Fn(&Path) -> Result<()>, max_tokens: &str, expected: &[&str]| -> Result<()> {
+        number += 1;
+        let model = dir.path().join(format!("garbled-{number}"));
+        ensure!(Command::new("cp").arg("-r").args([&good, &model]).status()?.success(), "cp");
+        change(&model)?;
+        let flags = ["generate", "--from", path(&model), "--prompt", "a", "--max-tokens", max_tokens];
+        // Whatever hangs is ended, which is no error in words.
+        let mut command = Command::new("timeout");
+        let output = command.arg("20").arg(env!("CARGO_BIN_EXE_toroid-serve")).args(flags).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let is_as_expected = match expected {
+            [] => output.status.success(),
+            _ => output.status.code() == Some(1) && expected.iter().all(|words| said.contains(words)),
+        };
+        if !is_as_expected {
+            refused.push(format!("{number}: {:?} {said}, expected {expected:?}", output.status));
+        }
+        Ok(())
+    };
+    let set = |file: &'static str, key: &'static str, value: serde_json::Value| {
+        move |model: &Path| -> Result<()> {
+            let file = model.join(file);
+            let mut found: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+            found[key] = value.clone();
+            Ok(std::fs::write(file, found.to_string())?)
+        }
+    };
+    let pipe = |name: &'static str| {
+        move |model: &Path| -> Result<()> {
+            let file = model.join(name);
+            let _ = std::fs::remove_file(&file);
+            ensure!(Command::new("mkfifo").arg(&file).status()?.success(), "mkfifo");
+            Ok(())
+        }
+    };
+    let many = 1_000_000_000_u64;
+    garbled(&set("config.json", "num_hidden_layers", many.into()), "3", &["cannot have the model", "config.json"])?;
+    garbled(&set("config.json", "max_position_embeddings", (1000 * many).into()), "3", &[])?;
+    let needs = ["keys and values", "--max-tokens"];
+    garbled(&set("config.json", "max_position_embeddings", (1000 * many).into()), "900000000000", &needs)?;
+    for name in ["config.json", "tokenizer.json", "model-00001-of-00001.safetensors", "generation_config.json"] {
+        garbled(&pipe(name), "3", &[name, "no regular file"])?;
+    }
+    let end = |value| set("generation_config.json", "eos_token_id", value);
+    garbled(&end(serde_json::json!([97, 98])), "3", &[])?;
+    garbled(&end(999_999.into()), "3", &["eos_token_id", "999999", "below 260"])?;
+    garbled(&end(serde_json::json!([-1, "x"])), "3", &["eos_token_id", "-1"])?;
+    ensure!(refused.is_empty(), "{}", refused.join("\n"));
+    Ok(())
+}
+
 #[test]
 fn a_split_that_the_model_cannot_have_is_refused() -> Result<()> {
     let dir = tempfile::tempdir()?;

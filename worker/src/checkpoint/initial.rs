@@ -5,7 +5,7 @@
 //! finite number: no step would make an update. f32 is taken as it is; bf16 and f16 are converted, which loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
@@ -36,7 +36,9 @@ pub fn load_initial(
     let weights = Weights::open(path, model).map_err(refuse)?;
     let mut maps = Vec::new();
     for file in weights.files(path).map_err(|problem| refuse(vec![problem]))? {
-        let map = File::open(&file).and_then(|f| map_file(&f)).map_err(|e| refuse(vec![cannot_read(&file, &e)]))?;
+        let map = toroid_hf::open_regular(&file)
+            .and_then(|f| map_file(&f))
+            .map_err(|e| refuse(vec![cannot_read(&file, &e)]))?;
         maps.push((file, map));
     }
     let mut found: BTreeMap<String, TensorView<'_>> = BTreeMap::new();
@@ -127,7 +129,8 @@ fn noted_tokenizers(path: &Path) -> Result<BTreeSet<String>, CheckpointError> {
     };
     let mut found = BTreeSet::new();
     for file in files {
-        let map = File::open(&file).and_then(|f| map_file(&f)).map_err(|e| refuse(cannot_read(&file, &e)))?;
+        let map =
+            toroid_hf::open_regular(&file).and_then(|f| map_file(&f)).map_err(|e| refuse(cannot_read(&file, &e)))?;
         // Whoever loads it says what is wrong with it.
         let Ok((_, header)) = SafeTensors::read_metadata(&map) else { continue };
         found.extend(header.metadata().as_ref().and_then(|notes| notes.get(TOKENIZER_NOTE)).cloned());
