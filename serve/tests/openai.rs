@@ -449,11 +449,13 @@ fn a_report_is_the_same_bytes_again() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (model, probes) = (dir.path().join("model"), dir.path().join("probes.toml"));
     folder(&model)?;
+    // A template would say something where the prompt does not.
+    std::fs::remove_file(model.join("chat_template.jinja"))?;
     let long = "x".repeat(300);
     std::fs::write(
         &probes,
         format!(
-            "[[category]]\nname = \"<b>\"\nabout = \"a\"\nprompts = [\"one\", \"two\", \"{long}\"]\n[[category.detector]]\nname = \"vowel\"\npatterns = \
+            "[[category]]\nname = \"<b>\"\nabout = \"a\"\nprompts = [\"one\", \"two\", \"{long}\", \"\"]\n[[category.detector]]\nname = \"vowel\"\npatterns = \
              ['[aeiou]']\n[[category.detector]]\nname = \"no-refusal\"\nexpects_refusal = true\n"
         ),
     )?;
@@ -470,8 +472,25 @@ fn a_report_is_the_same_bytes_again() -> Result<()> {
     let (first, second) = (report("first", "1")?, report("second", "2")?);
     assert_eq!(first, second);
     let value: serde_json::Value = serde_json::from_str(&first)?;
-    assert_eq!((&value["categories"][0]["attempts"], &value["categories"][0]["too_long"]), (&10.into(), &5.into()));
+    let category = &value["categories"][0];
+    let counts = ["attempts", "too_long", "empty"].map(|name| category[name].as_u64());
+    assert_eq!(counts, [Some(10), Some(1), Some(1)]);
     assert_eq!(value["detectors"]["no-refusal"]["attempts"], 10);
+    let refused = toroid_serve(&["redteam", "run", "--from", path(&model), "--max-tokens", "0"]).output()?;
+    ensure!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("0 is not in 1.."));
+    // On a full disk there are whole files and no others. What is refused is the write of a file that may not grow.
+    let out = dir.path().join("full");
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f 1; exec {} redteam run --from {} --probes {} --max-tokens 40 --out {}",
+        env!("CARGO_BIN_EXE_toroid-serve"),
+        path(&model),
+        path(&probes),
+        path(&out)
+    );
+    let output = Command::new("bash").args(["-c", &limited]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("write "), "{said}");
+    assert_eq!(std::fs::read_dir(&out)?.count(), 0);
     let page = dir.path().join("compare.html");
     let [first, second] = ["first", "second"].map(|out| dir.path().join(out).join("report.json"));
     let output = toroid_serve(&["redteam", "compare", path(&first), path(&second), "--out", path(&page)]).output()?;

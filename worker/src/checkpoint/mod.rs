@@ -48,6 +48,7 @@ mod write;
 mod tests;
 
 pub(crate) use durable::AtomicFile;
+pub use durable::write_whole;
 pub use error::CheckpointError;
 pub use initial::{DRAWN_BESIDES, NotedTokenizer, check_tokenizer, load_initial, noted_tokenizer};
 pub use owned::Owned;

@@ -154,3 +154,17 @@ fn a_preview_shows_what_is_trained_and_writes_nothing() {
     assert!(!found.contains("line 3"), "{found}");
     assert_eq!(files(place.dir.path()).len(), 1);
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_first_row() {
+    let place = Place::empty();
+    let mark = "\u{feff}";
+    place.write("rows.jsonl", format!("{mark}{}", rows(10)));
+    let with = chat(&place, &["--max-refused", "0.5"]);
+    place.write("rows.jsonl", rows(10));
+    assert_eq!(chat(&place, &["--max-refused", "0.5"]), with);
+    place.write("in/a.jsonl", format!("{mark}{{\"text\": \"one\"}}\n{{\"text\": \"two\"}}\n"));
+    place.write("pipeline.toml", "[[source]]\nname = \"a\"\npath = \"in\"\n[output]\npath = \"texts\"\n");
+    let report = place.run(&[]);
+    assert_eq!((report.documents_out, report.bad_records, report.tokens_out), (2, 0, 6));
+}
