@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use toroid_hf::open_regular;
 
 /// The text of `path`, which is called `what` (`the job file`); an error where it has more than `max_bytes`, or is no UTF-8.
 pub fn read_text(path: &Path, what: &str, max_bytes: u64) -> Result<String> {
@@ -18,9 +19,23 @@ pub fn read_bytes(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     read_opened(File::open(path), path, what, max_bytes)
 }
 
-/// The same; `None`: there is no such file.
+/// The same of a file of a model's folder, which is a regular one.
+pub fn read_regular(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
+    read_opened(open_regular(path), path, what, max_bytes)
+}
+
+/// The same of a regular file; `None`: there is no such file.
+pub fn read_regular_if_there(path: &Path, what: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+    if_there(open_regular(path), path, what, max_bytes)
+}
+
+/// All of `path`; `None`: there is no such file.
 pub fn read_if_there(path: &Path, what: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
-    match File::open(path) {
+    if_there(File::open(path), path, what, max_bytes)
+}
+
+fn if_there(opened: io::Result<File>, path: &Path, what: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+    match opened {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         opened => read_opened(opened, path, what, max_bytes).map(Some),
     }

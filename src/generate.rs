@@ -13,7 +13,7 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition;
 use toroid_worker::device::{Bf16Choice, CpuDevice};
-use toroid_worker::generate::{Finish, Request, Sampling, generate};
+use toroid_worker::generate::{Finish, GenerateError, Request, Sampling, generate};
 use toroid_worker::model::Split;
 
 use crate::companion;
@@ -60,7 +60,7 @@ pub struct Args {
     pub samples: u16,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// The tokenizer.json of a checkpoint whose tokens are not bytes
+    /// The tokenizer.json of a model whose tokens are not bytes, instead of the one in its folder
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     #[command(flatten)]
@@ -121,16 +121,18 @@ fn shares(threads: usize, num: usize) -> Vec<usize> {
 
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     let source = ModelSource::open(runtime, &args.model)?;
-    if source.tokens != TokensOf::Bytes || args.tokenizer.is_some() {
+    let are_bytes = matches!(source.tokens, TokensOf::Bytes | TokensOf::Unsaid);
+    if !are_bytes || args.tokenizer.is_some() {
         // Tokenizers are built into `toroid-serve`; its `generate` has the same flags.
         return companion::SERVE.run(std::env::args_os().skip(1));
     }
     let prompt = args.prompt()?;
     let split = args.split(&source)?;
     let samples = usize::from(args.samples);
-    let decoder = split.decoder(&source.model, source.products, &source.params()?, samples);
-    let mut decoder = decoder.context("start the threads that compute")?;
     let prompt_tokens = tokens_of(&prompt);
+    let model = source.with_room(samples, args.context(&source, prompt_tokens.len())?)?;
+    let decoder = split.decoder(&model, source.products, &source.params()?, samples);
+    let mut decoder = decoder.context("start the threads that compute")?;
     let stops: Vec<Vec<u32>> = args.stop.iter().map(|stop| tokens_of(stop)).collect();
     let request = Request {
         prompt: &prompt_tokens,
@@ -175,6 +177,16 @@ impl Args {
     /// A single text appears as it comes; several when they are whole.
     pub fn is_live(&self) -> bool {
         self.samples == 1 && !self.format.is_json()
+    }
+
+    /// Tokens of a text with its prompt at most: memory is taken for no more. An error is that the prompt has no room.
+    pub fn context(&self, source: &ModelSource, prompt: usize) -> Result<usize> {
+        let most = source.model.seq;
+        if prompt > most || (prompt == most && self.max_tokens > 0) {
+            return Err(GenerateError::TooLong { found: prompt, most })
+                .with_context(|| format!("generate with {}", source.what));
+        }
+        Ok(prompt.saturating_add(self.max_tokens).clamp(2, most.max(2)))
     }
 
     pub fn model(&self) -> &ModelArgs {

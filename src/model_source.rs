@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::runtime::Runtime;
-use toroid_hf::Folder;
+use toroid_hf::{Folder, safetensors_in};
 use toroid_torus::job::Products;
 use toroid_torus::manifest::Manifest;
 use toroid_torus::model::{ModelConfig, Output};
-use toroid_worker::checkpoint::{Storage, load_initial};
+use toroid_torus::units;
+use toroid_worker::checkpoint::{NotedTokenizer, Storage, load_initial, noted_tokenizer};
 use toroid_worker::model::whole_partition;
 
 use crate::client::Connection;
@@ -37,8 +38,10 @@ pub enum TokensOf {
     Bytes,
     /// Those of the `tokenizer.json` in the model's own folder.
     Folder,
-    /// Those of a tokenizer that the checkpoint does not have: hexadecimal blake3 of its file.
+    /// Those of one tokenizer, wherever its file is: hexadecimal blake3 of it.
     Digest(String),
+    /// The model's folder, which is of somebody else's making, does not say it: bytes, unless a tokenizer is named.
+    Unsaid,
 }
 
 enum Place {
@@ -69,6 +72,29 @@ impl ModelSource {
         }
     }
 
+    /// The model for `sequences` texts of up to `tokens` tokens with their prompts, of which it reads no more than it can.
+    ///
+    /// # Errors
+    ///
+    /// This machine has not the memory for their keys and values.
+    pub fn with_room(&self, sequences: usize, tokens: usize) -> Result<ModelConfig> {
+        let model = ModelConfig { seq: tokens.min(self.model.seq), ..self.model.clone() };
+        let product = |dims: &[usize]| dims.iter().try_fold(size_of::<f32>(), |all, dim| all.checked_mul(*dim));
+        let keys_and_values = product(&[model.layers, sequences, model.seq, 2, model.kv_heads, model.head_dim]);
+        let turns = product(&[model.seq, model.head_dim]);
+        let bytes = keys_and_values.and_then(|bytes| bytes.checked_add(turns?));
+        if bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
+            return Ok(model);
+        }
+        let bytes = bytes.map_or("more bytes than can be counted".into(), |bytes| units::bytes(bytes as u64));
+        bail!(
+            "keys and values of {sequences} texts of {} tokens by {} take {bytes}, which this machine does not give; ask for fewer tokens (--context of \
+             `toroid serve`, else --max-tokens) or fewer texts at a time",
+            model.seq,
+            self.what
+        )
+    }
+
     /// The folder of Hugging Face's that it is; `None`: a checkpoint.
     pub fn folder(&self) -> Option<&Path> {
         match &self.place {
@@ -82,7 +108,6 @@ impl ModelSource {
         let partition = whole_partition(&self.model);
         match &self.place {
             Place::Folder(path) => {
-                check_weights_are_there(path, &self.model)?;
                 let mut params = vec![0.0; partition.padded_len];
                 load_initial(path, &self.model, &partition, &mut params)?;
                 Ok(params)
@@ -94,9 +119,19 @@ impl ModelSource {
     }
 
     fn of_folder(path: &Path, folder: &Folder) -> Result<ModelSource> {
-        let tokens = match folder.has_byte_tokens().map_err(anyhow::Error::msg)? {
-            Some(false) => TokensOf::Folder,
-            _ => TokensOf::Bytes,
+        // Before anything goes through its layers.
+        check_weights_are_there(path, folder.model())?;
+        let has_byte_tokens = folder.has_byte_tokens().map_err(anyhow::Error::msg)?;
+        let tokens = match (noted_tokenizer(path)?, has_byte_tokens) {
+            (Some(NotedTokenizer::Digest(digest)), _) => TokensOf::Digest(digest),
+            (Some(NotedTokenizer::Bytes), Some(false)) => bail!(
+                "the tokens of {0} are bytes, by its files of weights, and its tokenizer.json has others; remove that file, or name the folder of \
+                 its model",
+                path.display()
+            ),
+            (Some(NotedTokenizer::Bytes), _) | (None, Some(true)) => TokensOf::Bytes,
+            (None, Some(false)) => TokensOf::Folder,
+            (None, None) => TokensOf::Unsaid,
         };
         let (what, model) = (path.display().to_string(), folder.model().clone());
         Ok(ModelSource { what, model, products: Products::F32, tokens, place: Place::Folder(path.into()) })
@@ -134,14 +169,18 @@ impl ModelSource {
 
 /// A configuration may name any dims: memory is taken for no more than the files can have.
 fn check_weights_are_there(path: &Path, model: &ModelConfig) -> Result<()> {
-    let entries = std::fs::read_dir(path).with_context(|| format!("look for the weights in {}", path.display()))?;
-    let weights =
-        entries.filter_map(Result::ok).filter(|entry| entry.path().extension().is_some_and(|e| e == "safetensors"));
-    let bytes: u64 = weights.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+    let looking = || format!("look for the weights in {}", path.display());
+    let mut bytes = 0;
+    for file in safetensors_in(path).with_context(looking)? {
+        // Of what a link leads to.
+        let found = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?;
+        ensure!(found.is_file(), "{} is no regular file; the weights are files, fetch it again", file.display());
+        bytes += found.len();
+    }
     let needed = num_params(model).and_then(|num| num.checked_mul(MIN_ELEMENT_BYTES));
     if needed.is_none_or(|needed| needed > bytes) {
         bail!(
-            "the files of weights in {} have {bytes} bytes: they cannot have the model that its config.json describes",
+            "the files of weights in {} have {bytes} bytes: they cannot have the model that its config.json describes; mend that, or fetch all files",
             path.display()
         );
     }

@@ -10,7 +10,9 @@
 //! A template comes with a model, so from strangers: it reads nothing but its arguments, and its size, its steps, its depth and its output
 //! are bounded ([`Limits`]). Time is an argument: the same chat is the same text tomorrow.
 //!
-//! Deliberately absent: tokens (whoever has the tokenizer turns text into them), templates by name, files.
+//! What users write that reads like a token of the template is text: [`Control`] finds it, [`Aliases`] has a tokenizer tell the two apart.
+//!
+//! Deliberately absent: templates by name, files.
 
 #![forbid(unsafe_code)]
 
@@ -22,10 +24,14 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind};
 
+mod aliases;
+pub mod control;
 mod generation;
 mod json;
 mod time;
 
+pub use aliases::Aliases;
+pub use control::Control;
 pub use time::Time;
 
 /// A template for tokenizers with the tokens of ChatML, `<|im_start|>` and `<|im_end|>`. It marks what is trained.

@@ -13,8 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::error::{At, Error, Result};
+use crate::owned;
 
 const BUFFER_BYTES: usize = 1 << 18;
+/// In a folder that one process owns.
+pub const LOCK: &str = "lock";
 const UNFINISHED: &str = ".unfinished-";
 
 /// A name that no other process has, on this machine or another one.
@@ -121,19 +124,7 @@ pub fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// An output appears whole, in the place of a former one. Killed on the way, it is made again.
-pub fn publish(unfinished: &Path, out: &Path) -> Result<()> {
-    let name = out.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
-    let old = out.with_file_name(name + ".old");
-    if out.exists() {
-        remove_folder(&old)?;
-        fs::rename(out, &old).at("rename", out)?;
-    }
-    fs::rename(unfinished, out).at("rename into place", unfinished)?;
-    remove_folder(&old)
-}
-
-/// Holds a folder or a step; the system lets go of it when the process ends, however it does.
+/// Holds a folder, which is ours then, or a step; the system lets go of it when the process ends, however it does.
 pub struct Lock {
     _file: File,
 }
@@ -157,8 +148,8 @@ impl Lock {
     }
 
     fn of_folder(folder: &Path, lock: fn(&File) -> std::result::Result<(), fs::TryLockError>) -> Result<Lock> {
-        make_folder(folder)?;
-        let path = folder.join("lock");
+        owned::claim(folder)?;
+        let path = folder.join(LOCK);
         let file = File::create(&path).at("create", &path)?;
         match lock(&file) {
             Ok(()) => Ok(Lock { _file: file }),

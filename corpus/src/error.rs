@@ -37,6 +37,11 @@ pub enum Error {
          --threads, or lower read.max_document_bytes: it is a bad record then"
     )]
     NoRoom { place: String, num_bytes: u64, there_mib: u64 },
+    #[error(
+        "{}: has files in it and no {mark}, so it may be somebody's and nothing in it is touched; if it is of an earlier version of this \
+         program, remove it, else move it or name another folder", path.display()
+    )]
+    NotOurs { path: PathBuf, mark: &'static str },
     #[error("{} is in use by another process; wait for it, or name another folder with `work`", path.display())]
     InUse { path: PathBuf },
     #[error("{}: line {line}: {what}", path.display())]

@@ -42,6 +42,7 @@ pub mod lm;
 pub mod mix;
 pub mod ner;
 pub mod open;
+pub mod owned;
 pub mod piece;
 pub mod pii;
 pub mod plan;

@@ -26,9 +26,22 @@ pub struct StageReport {
     pub samples: Vec<Row>,
 }
 
+/// By whom an output was made.
+const MADE_BY: &str = "toroid data run";
+
+/// Whether it is a report of a run. Those of earlier versions do not say by whom they were made.
+pub fn is_ours(report: &serde_json::Value) -> bool {
+    match report.get("made_by") {
+        Some(made_by) => made_by == MADE_BY,
+        None => Report::deserialize(report).is_ok(),
+    }
+}
+
 /// Nothing in it depends on how the pipeline was run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    #[serde(default)]
+    pub made_by: String,
     pub documents_read: u64,
     pub tokens_read: u64,
     pub bad_records: u64,
@@ -56,6 +69,7 @@ impl Report {
             _ => None,
         };
         Report {
+            made_by: MADE_BY.to_owned(),
             documents_read: tally.num_docs,
             tokens_read: tally.bytes,
             bad_records: tally.num_bad,

@@ -8,6 +8,7 @@ use crate::config::{Output, Pipeline, Stage};
 use crate::durable::{self, Lock, run_tasks};
 use crate::error::{At, Error, Result};
 use crate::ledger::Counts;
+use crate::owned;
 use crate::read::Tally;
 use crate::read::files::{self, Listed};
 use crate::read::input;
@@ -157,7 +158,7 @@ pub fn steps(pipeline: &Pipeline) -> Vec<Step> {
 
 /// The folder of work for this process alone, unless the output would replace what is not ours.
 pub fn own(pipeline: &Pipeline) -> Result<Lock> {
-    check_output(pipeline)?;
+    output(pipeline).check()?;
     Lock::take(&pipeline.work)
 }
 
@@ -211,6 +212,7 @@ impl<'a> Run<'a> {
         durable::make_folder(&scratch)?;
         let run = Run { pipeline, options, watch, layout, cut, scratch };
         let out = run.unfinished();
+        owned::check(&out)?;
         write::tidy(&out, &file_name(&pipeline.output.path))?;
         let folders = ours.into_iter().chain(write::folders(&out, pipeline.output.format));
         folders.filter(|folder| folder.exists()).try_for_each(|folder| durable::sweep(&folder))?;
@@ -452,7 +454,7 @@ impl<'a> Run<'a> {
             report::save(&report, out)?;
             // Tasks of a plan that died did not remove what they had begun.
             write::folders(out, self.pipeline.output.format).iter().try_for_each(|folder| durable::sweep(folder))?;
-            durable::publish(out, to)?;
+            output(self.pipeline).publish(out)?;
         }
         durable::write(&self.done_path(), self.layout.digest.as_bytes())?;
         // Names with a dot are ours: marks, parts of what was joined, and what a task that was done twice was about to write.
@@ -469,17 +471,8 @@ fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Nothing of anybody else's is replaced.
-fn check_output(pipeline: &Pipeline) -> Result<()> {
-    let out = &pipeline.output.path;
-    let is_empty = std::fs::read_dir(out).map_or(true, |mut entries| entries.next().is_none());
-    if out.exists() && !is_empty && !out.join("report.json").exists() {
-        return Err(config(format!(
-            "{}: is there already, and no output of this program (it has no report.json); name another output.path",
-            out.display()
-        )));
-    }
-    Ok(())
+fn output(pipeline: &Pipeline) -> owned::Output<'_> {
+    owned::Output { path: &pipeline.output.path, option: "output.path", is_ours: report::is_ours }
 }
 
 fn remove_files(folder: &Path, is_needless: &dyn Fn(&str) -> bool) -> Result<()> {

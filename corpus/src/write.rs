@@ -17,6 +17,7 @@ use crate::error::{At, Error, Result};
 use crate::ledger::{Counts, Row, Rows, tokens};
 use crate::mix::{self, Share};
 use crate::open::Files;
+use crate::owned;
 use crate::runs::{self, Merge, Sorter};
 use crate::stage::{self, Context, Work, outputs, piece_path, read_json, write_json};
 use crate::step::Over;
@@ -411,8 +412,8 @@ pub fn tidy(ours: &Path, name: &str) -> Result<()> {
         let path = entry.at("list", folder)?.path();
         let found = path.file_name().map_or_else(String::new, |found| found.to_string_lossy().into_owned());
         let is_one = found.strip_prefix(name).is_some_and(|rest| rest.starts_with(UNFINISHED));
-        if is_one && path.file_name() != ours.file_name() && path.join(".of").exists() {
-            durable::remove_folder(&path)?;
+        if is_one && path.file_name() != ours.file_name() && path.join(".of").exists() && owned::check(&path).is_ok() {
+            owned::remove(&path)?;
         }
     }
     Ok(())
@@ -428,7 +429,8 @@ fn begin(out: &Path, format: Shape, digest: &str) -> Result<()> {
     if is_of(out, digest) {
         return Ok(());
     }
-    durable::remove_folder(out)?;
+    owned::claim(out)?;
+    owned::clear(out, &[])?;
     folders(out, format).iter().try_for_each(|folder| durable::make_folder(folder))?;
     durable::write(&out.join(".of"), digest.as_bytes())
 }

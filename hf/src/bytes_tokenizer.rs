@@ -17,7 +17,7 @@ pub fn pad(model: &ModelConfig) -> Option<u32> {
 }
 
 /// GPT-2's character for a byte: itself where it is visible in Latin-1, else the next of U+0100 and on.
-fn character(byte: u8) -> char {
+pub fn character(byte: u8) -> char {
     let is_visible = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let num_before = (0..byte).filter(|b| !is_visible(b)).count();
     match is_visible(&byte) {

@@ -104,6 +104,14 @@ impl Folder {
     }
 }
 
+/// Opens a file that has an end: a pipe would be waited for, a device may have none.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    match fs::metadata(path)? {
+        found if found.is_file() => File::open(path),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+    }
+}
+
 /// The files of a folder that end in `.safetensors`, by name.
 pub fn safetensors_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>)?;
@@ -132,7 +140,7 @@ impl Unreadable {
 
 fn read_object(file: &Path) -> Result<Map<String, Value>, Unreadable> {
     let mut bytes = Vec::new();
-    let limited = File::open(file).map(|file| file.take(MAX_JSON_BYTES + 1));
+    let limited = open_regular(file).map(|file| file.take(MAX_JSON_BYTES + 1));
     limited.and_then(|mut file| file.read_to_end(&mut bytes)).map_err(Unreadable::Io)?;
     if bytes.len() as u64 > MAX_JSON_BYTES {
         return Err(Unreadable::TooLarge);

@@ -35,4 +35,4 @@ mod tests;
 
 pub use dtype::Dtype;
 pub use export::{ExportError, Options, Written, export};
-pub use folder::{Folder, safetensors_in};
+pub use folder::{Folder, open_regular, safetensors_in};

@@ -135,6 +135,7 @@ pub struct Engine {
 #[derive(Default)]
 struct Shared {
     num_waiting: AtomicUsize,
+    num_running: AtomicUsize,
     has_ended: AtomicBool,
 }
 
@@ -142,10 +143,10 @@ impl Engine {
     /// Reads the weights, and starts the thread, with those of the places of `split`, which was made for this model; it ends when the engine is
     /// dropped and no text is on its way.
     pub fn start(model: Model, split: Split<CpuDevice>, room: Room) -> Result<Engine> {
+        let config = model.source.with_room(room.places, room.context)?;
         let params = model.source.params()?;
         let digest = model::digest(model.config(), &params);
         let memory = Memory::of(model.config(), split.shape(), room);
-        let config = ModelConfig { seq: room.context, ..model.config().clone() };
         let decoder = split.decoder(&config, model.source.products, &params, room.places);
         let decoder = decoder.context("start the threads that compute")?;
         drop(params);
@@ -180,6 +181,12 @@ impl Engine {
 
     pub fn num_waiting(&self) -> usize {
         self.shared.num_waiting.load(Ordering::SeqCst)
+    }
+
+    /// Whether no text is computed and none waits.
+    pub fn is_idle(&self) -> bool {
+        // Whoever leaves the first is counted in the second before.
+        self.num_waiting() == 0 && self.shared.num_running.load(Ordering::SeqCst) == 0
     }
 
     /// Whether the thread is there.
@@ -226,6 +233,7 @@ impl Computing {
             for Ended { listener, result } in ended {
                 listener.end(result);
             }
+            self.shared.num_running.store(self.num_running(), Ordering::SeqCst);
         }
     }
 
@@ -243,6 +251,7 @@ impl Computing {
             let (sequence, speaker) = Speaker::of(task, &self.model, &self.figures);
             self.batch.join(sequence, speaker);
         }
+        self.shared.num_running.store(self.num_running(), Ordering::SeqCst);
         self.shared.num_waiting.fetch_sub(before - self.waiting.len(), Ordering::SeqCst);
     }
 }
@@ -295,6 +304,11 @@ impl Speaker {
 
     /// Tells a piece with the tokens that begin in it; at the end of a text with all that are left, unless a stop has cut them off.
     fn tell_piece(&mut self, piece: Piece, is_end: bool) {
+        // Where a token begins is known when the text of those before it is.
+        let first = self.held.len().saturating_sub(piece.starts.len());
+        for (written, start) in self.held[first..].iter_mut().zip(&piece.starts) {
+            written.offset = *start;
+        }
         let told = if is_end && !piece.is_stopped { usize::MAX } else { self.writer.num_told() };
         let num_certain = self.held.partition_point(|written| written.offset < told);
         let tokens: Vec<Written> = self.held.drain(..num_certain).collect();
@@ -343,7 +357,7 @@ impl Listener for Speaker {
             return Some(Finish::Stop);
         }
         let score = self.scores.map(|top| score(logits, token, top, self.num_possible));
-        self.held.push(Written { token, offset: self.writer.num_bytes(), score });
+        self.held.push(Written { token, offset: 0, score });
         let piece = self.writer.push(token);
         let is_stopped = piece.is_stopped;
         self.tell_piece(piece, false);

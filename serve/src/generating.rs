@@ -16,9 +16,9 @@ use crate::model::Model;
 
 pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
     let (prompt, samples) = (args.prompt()?, usize::from(args.samples));
-    let model = Model::of(ModelSource::open(runtime, args.model())?, args.tokenizer.as_deref(), None)?;
+    let model = Model::of(ModelSource::open(runtime, args.model())?, args.tokenizer.as_deref(), None, &[])?;
     let prompt = model.tokens.encode(&prompt, true)?;
-    let (context, split) = (model.config().seq, args.split(&model.source)?);
+    let (context, split) = (args.context(&model.source, prompt.len())?, args.split(&model.source)?);
     let engine = Engine::start(model, split, Room { places: samples, waiting: samples, context })?;
     let (to, mut events) = mpsc::unbounded_channel();
     let task = |index: usize| Task {

@@ -1,6 +1,6 @@
 //! A text as it is written: what of it is certain, and where a stop ends it.
 
-use crate::tokens::Stream;
+use crate::tokens::{Added, Stream};
 
 /// Turns tokens into text that may be told. A stop ends the text before itself; what may become one is held back.
 pub struct Writer {
@@ -17,6 +17,8 @@ pub struct Writer {
 pub struct Piece {
     /// Text that is certain now.
     pub text: String,
+    /// Where the last tokens begin that were pushed, in bytes of the whole text: see [`Added`].
+    pub starts: Vec<usize>,
     /// A stop came: the text has ended.
     pub is_stopped: bool,
 }
@@ -27,11 +29,6 @@ impl Writer {
         Writer { stream, stops, held: String::new(), num_told: 0 }
     }
 
-    /// Bytes of the text so far, those that are held back included.
-    pub fn num_bytes(&self) -> usize {
-        self.num_told + self.held.len()
-    }
-
     /// Bytes of it that were told.
     pub fn num_told(&self) -> usize {
         self.num_told
@@ -39,26 +36,28 @@ impl Writer {
 
     pub fn push(&mut self, token: u32) -> Piece {
         let new = self.stream.push(token);
-        self.add(&new)
+        self.add(new)
     }
 
     /// No more tokens come.
     pub fn end(&mut self) -> Piece {
         let new = self.stream.end();
-        let mut piece = self.add(&new);
+        let mut piece = self.add(new);
         let held = std::mem::take(&mut self.held);
         self.num_told += held.len();
         piece.text.push_str(&held);
         piece
     }
 
-    fn add(&mut self, new: &str) -> Piece {
-        self.held.push_str(new);
+    fn add(&mut self, new: Added) -> Piece {
+        let before = self.num_told + self.held.len();
+        let starts = new.starts.iter().map(|start| before + start).collect();
+        self.held.push_str(&new.text);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
             self.held.truncate(at);
             let text = std::mem::take(&mut self.held);
             self.num_told += text.len();
-            return Piece { text, is_stopped: true };
+            return Piece { text, starts, is_stopped: true };
         }
         let may_become = |stop: &String| {
             let lens = (1..stop.len()).rev().filter(|len| stop.is_char_boundary(*len));
@@ -67,7 +66,7 @@ impl Writer {
         let kept = self.stops.iter().map(may_become).max().unwrap_or(0);
         let text: String = self.held.drain(..self.held.len() - kept).collect();
         self.num_told += text.len();
-        Piece { text, is_stopped: false }
+        Piece { text, starts, is_stopped: false }
     }
 }
 

@@ -73,6 +73,8 @@ check(echoed.logprobs.tokens[3:] == logs.tokens, "tokens of an echo")
 off = max(abs(a - b) for a, b in zip(echoed.logprobs.token_logprobs[3:], logs.token_logprobs))
 check(off == 0, f"log-probabilities of an echo are off by {off}")
 check(echoed.logprobs.text_offset[:4] == [0, 1, 2, 3], "offsets")
+broken = completed([97, 0xE2, 98, 99], logprobs=0, max_tokens=1, echo=True).choices[0]
+check(broken.text.startswith("a\ufffdbc") and broken.logprobs.text_offset == [0, 1, 2, 3, 4], f"offsets of {broken}")
 
 # Chat: the template, parts of text, log-probabilities, streaming.
 messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
@@ -105,6 +107,11 @@ for path, body, status, words in [
     ("/v1/completions", {"prompt": ["a"] * 50, "n": 100}, 400, "at most 40"),
     ("/v1/completions", {"prompt": "a", "temperature": -1}, 400, "`temperature` must be"),
     ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "only with `echo`"),
+    ("/v1/completions", {"prompt": {}}, 400, "a list of such lists, found {}"),
+    ("/v1/completions", {"prompt": "a", "stop": 5}, 400, "`stop` must be a text or a list of texts, found 5"),
+    ("/v1/completions", {"prompt": "a", "seed": "x" * 99}, 400, '`seed` must be a whole number, found "xxxx'),
+    ("/v1/chat/completions", {"messages": messages, "max_tokens": 0}, 400, "`max_tokens` must be a number from 1"),
+    ("/v1/chat/completions", {"messages": messages, "max_completion_tokens": 0}, 400, "must be a number from 1"),
     ("/v1/completions", {}, 400, "`prompt` is missing"),
     ("/v1/chat/completions", {"messages": []}, 400, "`messages` is empty"),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "no text"),
@@ -114,6 +121,7 @@ for path, body, status, words in [
 ]:
     found, answer = post(path, body)
     said = answer["error"]["message"]
+    check("untagged" not in said and len(said) < 300, f"an error in words: {said}")
     check(found == status and words in said, f"{path} {str(body)[:60]}: {found} {said}, expected {status} {words}")
 for raw in [b"", b"[1]", b"{\"prompt\": ", b"\xff", b"[" * 100_000]:
     found, answer = post("/v1/completions", None, raw=raw)

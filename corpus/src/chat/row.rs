@@ -68,20 +68,9 @@ impl Message {
             || self.value.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
     }
 
-    /// The object, changed by `change` in each of its texts; as it came if none of them changes.
-    pub fn with_texts(&self, change: &mut dyn FnMut(&str) -> Option<String>) -> Usable<Message> {
-        let mut value = self.value.clone();
-        if !change_texts(&mut value, change) {
-            return Ok(self.clone());
-        }
-        let content = value.get("content").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let json = value.to_string();
-        Ok(Message { role: self.role.clone(), content, value, json })
-    }
-
-    /// All of its texts, for `look`.
-    pub fn texts(&self, look: &mut dyn FnMut(&str)) {
-        texts_of(&self.value, look);
+    /// The object itself.
+    pub fn value(&self) -> &Value {
+        &self.value
     }
 }
 
@@ -92,45 +81,6 @@ fn text_of(parts: &[Value]) -> Usable<String> {
         (kind, _) => Err(Refusal::new(Reason::NoText, format!("a part of kind `{}`", kind.unwrap_or("none")))),
     };
     parts.iter().map(text).collect()
-}
-
-/// All texts in a value of JSON, for `look`; names of fields are texts, too.
-pub fn texts_in(json: &str, look: &mut dyn FnMut(&str)) -> Usable<()> {
-    texts_of(&serde_json::from_str(json).map_err(broken)?, look);
-    Ok(())
-}
-
-fn texts_of(value: &Value, look: &mut dyn FnMut(&str)) {
-    match value {
-        Value::String(text) => look(text),
-        Value::Array(values) => values.iter().for_each(|value| texts_of(value, look)),
-        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
-            look(name);
-            texts_of(value, look);
-        }),
-        _ => {}
-    }
-}
-
-/// Whether any text was changed; names of fields stay.
-fn change_texts(value: &mut Value, change: &mut dyn FnMut(&str) -> Option<String>) -> bool {
-    match value {
-        Value::String(text) => match change(text) {
-            Some(other) => {
-                *text = other;
-                true
-            }
-            None => false,
-        },
-        // Each is changed, also behind one that was.
-        Value::Array(values) => {
-            values.iter_mut().map(|value| change_texts(value, change)).filter(|any| *any).count() > 0
-        }
-        Value::Object(fields) => {
-            fields.values_mut().map(|value| change_texts(value, change)).filter(|any| *any).count() > 0
-        }
-        _ => false,
-    }
 }
 
 /// A row that can be rendered.

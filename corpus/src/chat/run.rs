@@ -13,9 +13,10 @@ use crate::chat::refusal::{Reason, Refusal, Refused, Usable};
 use crate::chat::report::{Balance, MADE_BY, Means, Report};
 use crate::chat::rows::{MAX_ROW_BYTES, RowLine, Rows};
 use crate::chat::write::{Spool, Writer};
-use crate::durable::{self, Durable, Lock, map_tasks};
+use crate::durable::{self, Durable, LOCK, Lock, map_tasks};
 use crate::error::{At, Error, Result};
 use crate::ledger::excerpt;
+use crate::owned::{self, Output};
 use crate::stage::{Watch, write_json};
 
 /// Rows of a task.
@@ -25,6 +26,8 @@ const STEP_BYTES: u64 = 8 << 20;
 /// Of a row, what its excerpt is made of.
 const MAX_EXCERPT_BYTES: usize = 1 << 10;
 const REFUSED: &str = "refused.jsonl";
+/// Behind the name of the output until it is complete.
+const UNFINISHED: &str = ".toroid-unfinished";
 /// In the folders of its splits.
 const TOKENS: &str = "00000.tokens";
 
@@ -101,20 +104,22 @@ impl Split {
 /// Makes the folder.
 pub fn run(options: &Options, maker: &Maker, watch: &dyn Watch) -> Result<Report> {
     check(options, maker)?;
-    check_output(&options.to)?;
-    let unfinished = beside(&options.to, ".unfinished-chat");
+    let output = Output { path: &options.to, option: "--to", is_ours };
+    output.check()?;
+    let unfinished = owned::beside(&options.to, UNFINISHED);
     let lock = Lock::take(&unfinished)?;
-    clear(&unfinished)?;
+    // What a dead process left.
+    owned::clear(&unfinished, &[LOCK])?;
     let report = write(options, maker, &unfinished, watch);
     if let Err(error) = report {
         drop(lock);
-        durable::remove_folder(&unfinished)?;
+        owned::remove(&unfinished)?;
         return Err(error);
     }
     let report = report?;
     // The file of the lock goes into the output no more than what was left on the way.
-    std::fs::remove_file(unfinished.join("lock")).at("remove", &unfinished)?;
-    durable::publish(&unfinished, &options.to)?;
+    std::fs::remove_file(unfinished.join(LOCK)).at("remove", &unfinished)?;
+    output.publish(&unfinished)?;
     drop(lock);
     Ok(report)
 }
@@ -134,35 +139,8 @@ fn check(options: &Options, maker: &Maker) -> Result<()> {
     Ok(())
 }
 
-/// Nothing of anybody else's is replaced.
-fn check_output(to: &Path) -> Result<()> {
-    let is_empty = std::fs::read_dir(to).map_or(true, |mut entries| entries.next().is_none());
-    let report = std::fs::read(to.join("report.json")).ok();
-    let report = report.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-    let is_ours = report.is_some_and(|report| report["made_by"] == MADE_BY);
-    if to.exists() && !is_empty && !is_ours {
-        let what = "is there already, and no output of this command (its report.json does not say so); name another folder with --to";
-        return Err(Error::Config(format!("{}: {what}", to.display())));
-    }
-    Ok(())
-}
-
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let name = path.file_name().map_or_else(|| "chat".into(), |name| name.to_string_lossy().into_owned());
-    path.with_file_name(name + ending)
-}
-
-/// What a dead process left.
-fn clear(folder: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(folder).at("list", folder)? {
-        let path = entry.at("list", folder)?.path();
-        if path.is_dir() {
-            durable::remove_folder(&path)?;
-        } else if path.file_name().is_none_or(|name| name != "lock") {
-            std::fs::remove_file(&path).at("remove", &path)?;
-        }
-    }
-    Ok(())
+fn is_ours(report: &serde_json::Value) -> bool {
+    report["made_by"] == MADE_BY
 }
 
 fn write(options: &Options, maker: &Maker, folder: &Path, watch: &dyn Watch) -> Result<Report> {
@@ -279,7 +257,7 @@ fn check_refused(options: &Options, report: &Report, folder: &Path) -> Result<()
     if total == 0 {
         return Err(Error::Config("there is no row in the files".into()));
     }
-    let list = beside(&options.to, &format!(".{REFUSED}"));
+    let list = owned::beside(&options.to, &format!(".{REFUSED}"));
     std::fs::rename(folder.join(REFUSED), &list).at("rename into place", &list)?;
     let mut reasons: Vec<(u64, Reason)> = report.refused.iter().map(|(reason, num)| (*num, *reason)).collect();
     reasons.sort_by(|a, b| b.cmp(a));

@@ -10,21 +10,17 @@
 use std::ops::Range;
 use std::path::Path;
 
-use regex::Regex;
-use toroid_chat::{BYTES, CHATML, Chat, ChatError, Limits, Rendered, Template, Time, template_of};
+use serde_json::Value;
+use toroid_chat::control::{has_mark, unmarked};
+use toroid_chat::{BYTES, CHATML, Chat, ChatError, Control, Limits, Rendered, Template, Time, template_of};
 
 use crate::chat::refusal::{Reason, Refusal, Usable};
-use crate::chat::row::{Message, texts_in};
+use crate::chat::row::Message;
 use crate::chat::tokenizer::{ChatTokens, Guarded, read_settings};
 use crate::error::{Error, Result};
 
-/// Put into what users wrote; a row that has it and needs it is refused.
-const MARK: char = '\u{f8fd}';
 /// A text that a template makes of one row.
 const MAX_TEXT_BYTES: usize = 64 << 20;
-
-/// What looking for the tokens of a file may take.
-const MAX_REGEX_BYTES: usize = 1 << 28;
 
 /// Which answers of a dialogue are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +38,7 @@ pub struct Dialogues {
     variables: Vec<(String, String)>,
     now: Time,
     /// What only the template may write.
-    control: Option<Regex>,
+    control: Option<Control>,
     is_bytes: bool,
 }
 
@@ -67,8 +63,11 @@ impl Dialogues {
         let template = Template::parse(&source, limits).map_err(|error| Error::Config(format!("{name}: {error}")))?;
         let (variables, is_bytes) = (tokens.variables.clone(), tokens.is_bytes());
         let mut found = Dialogues { template, source, name, variables, now, control: None, is_bytes };
-        let control = if is_bytes { found.signs()? } else { tokens.control().map(str::to_owned).collect() };
-        found.control = any_of(control)?;
+        let control = match is_bytes {
+            true => Control::of_bytes(&found.source, &found.probe()?),
+            false => Control::of(tokens.control().map(str::to_owned).collect()),
+        };
+        found.control = control.map_err(Error::Config)?;
         Ok(found)
     }
 
@@ -76,66 +75,49 @@ impl Dialogues {
         self.template.marks_trained()
     }
 
-    /// What reads like a sign of the template where tokens are bytes: `<|word|>`, and control characters.
-    fn signs(&self) -> Result<Vec<String>> {
+    /// What the template makes of a dialogue.
+    fn probe(&self) -> Result<String> {
         let probe = [Message::of("user", "Question"), Message::of("assistant", "Answer")];
-        let asked = self.asked(&probe, None).and_then(|asked| self.text(&asked, 2, false));
-        let text = asked.map_err(|refusal| Error::Config(format!("{}: {}", self.name, refusal.detail)))?.text;
-        let is_sign = |c: &char| ('\u{1}'..='\u{8}').contains(c);
-        let mut signs: Vec<String> = text.chars().filter(is_sign).map(String::from).collect();
-        let word = Regex::new(r"<\|[^|<>\s]{1,60}\|>").map_err(|error| Error::Config(error.to_string()))?;
-        for place in [&self.source, &text] {
-            signs.extend(word.find_iter(place).map(|found| found.as_str().to_owned()));
-        }
-        Ok(signs)
+        let text = self.asked(&probe, None).and_then(|asked| self.text(&asked, 2, false));
+        Ok(text.map_err(|refusal| Error::Config(format!("{}: {}", self.name, refusal.detail)))?.text)
     }
 
     fn asked(&self, messages: &[Message], tools: Option<&str>) -> Usable<Asked> {
         let mut is_in_tools = false;
         if let Some(tools) = tools {
-            texts_in(tools, &mut |text| is_in_tools |= self.has_control(text) || text.contains(MARK))?;
+            let tools: Value =
+                serde_json::from_str(tools).map_err(|error| Refusal::new(Reason::BrokenJson, error.to_string()))?;
+            is_in_tools = self.has_control(&tools) || has_mark(&tools);
         }
-        let mut is_marked = false;
-        messages.iter().for_each(|message| message.texts(&mut |text| is_marked |= self.has_control(text)));
-        let json = |messages: &[Message]| messages.iter().map(|message| message.json.clone()).collect();
-        if !is_marked && !is_in_tools {
-            return Ok(Asked { messages: json(messages), tools: tools.map(str::to_owned), is_marked });
-        }
-        let refuse = |what: &str| Err(Refusal::new(Reason::SpecialInContent, what));
+        let is_marked = messages.iter().any(|message| self.has_control(message.value()));
+        let json = || messages.iter().map(|message| message.json.clone());
+        let (Some(control), true) = (&self.control, is_marked || is_in_tools) else {
+            return Ok(Asked { messages: json().collect(), tools: tools.map(str::to_owned), is_marked });
+        };
+        let refuse = |what: &str| Refusal::new(Reason::SpecialInContent, what);
         if self.is_bytes {
-            return refuse("a content has what ends or begins turns, and bytes cannot be told apart");
+            return Err(refuse("a content has what ends or begins turns, and bytes cannot be told apart"));
         }
-        let mut has_mark = false;
-        messages.iter().for_each(|message| message.texts(&mut |text| has_mark |= text.contains(MARK)));
-        if has_mark || is_in_tools {
-            return refuse("a token that only the template may write is in the tools, or stands beside U+F8FD");
+        if is_in_tools {
+            return Err(refuse("a token that only the template may write is in the tools, or stands beside U+F8FD"));
         }
-        let marked: Usable<Vec<Message>> =
-            messages.iter().map(|message| message.with_texts(&mut |text| self.marked(text))).collect();
-        let marked = marked?;
-        // Names of fields stay as they are, and what has one character cannot be marked within.
-        let mut is_left = false;
-        marked.iter().for_each(|message| message.texts(&mut |text| is_left |= self.has_control(text)));
-        if is_left {
-            return refuse("a token of one character, or in the name of a field, that only the template may write");
+        let mut marked = Vec::with_capacity(messages.len());
+        for (message, json) in messages.iter().zip(json()) {
+            // The others stay as they came.
+            marked.push(match self.has_control(message.value()) || has_mark(message.value()) {
+                true => {
+                    let mut value = message.value().clone();
+                    control.mark_all(&mut value).map_err(refuse)?;
+                    value.to_string()
+                }
+                false => json,
+            });
         }
-        Ok(Asked { messages: json(&marked), tools: tools.map(str::to_owned), is_marked })
+        Ok(Asked { messages: marked, tools: tools.map(str::to_owned), is_marked })
     }
 
-    fn has_control(&self, text: &str) -> bool {
-        self.control.as_ref().is_some_and(|control| control.is_match(text))
-    }
-
-    /// With a mark behind each character of what only the template may write; none if there is nothing.
-    fn marked(&self, text: &str) -> Option<String> {
-        let (mut marked, mut at) = (String::new(), 0);
-        for found in self.control.as_ref()?.find_iter(text) {
-            marked.push_str(&text[at..found.start()]);
-            found.as_str().chars().for_each(|c| marked.extend([c, MARK]));
-            at = found.end();
-        }
-        marked.push_str(&text[at..]);
-        (at > 0).then_some(marked)
+    fn has_control(&self, value: &Value) -> bool {
+        self.control.as_ref().is_some_and(|control| control.is_in_any(value))
     }
 
     /// The text of the first `num` messages.
@@ -209,8 +191,7 @@ impl Dialogues {
     /// Finds what the template alone may write, ends what is trained behind the end of the turn, and takes the marks out.
     fn guarded(&self, asked: &Asked, rendered: Rendered) -> Usable<Guarded> {
         let Rendered { text, trained } = rendered;
-        let control: Vec<Range<usize>> =
-            self.control.iter().flat_map(|control| control.find_iter(&text)).map(|found| found.range()).collect();
+        let control: Vec<Range<usize>> = self.control.iter().flat_map(|control| control.find(&text)).collect();
         let mut trained: Vec<Range<usize>> = trained.into_iter().filter(|range| !range.is_empty()).collect();
         let num = trained.len();
         for (n, range) in trained.iter_mut().enumerate() {
@@ -227,12 +208,8 @@ impl Dialogues {
         if !asked.is_marked {
             return Ok(Guarded { text, trained, control, is_injected: false });
         }
-        let marks: Vec<usize> = text.match_indices(MARK).map(|(at, _)| at).collect();
-        let moved_to = |at: usize| at - marks.partition_point(|mark| *mark < at) * MARK.len_utf8();
-        let moved = |range: Range<usize>| moved_to(range.start)..moved_to(range.end);
-        let without = text.chars().filter(|c| *c != MARK).collect();
-        let (trained, control) = (trained.into_iter().map(moved).collect(), control.into_iter().map(moved).collect());
-        Ok(Guarded { text: without, trained, control, is_injected: true })
+        let (text, [trained, control]) = unmarked(&text, [trained, control]);
+        Ok(Guarded { text, trained, control, is_injected: true })
     }
 
     fn no_end(&self, answer: &str) -> Refusal {
@@ -262,22 +239,6 @@ fn end_of_turn(text: &str, range: &Range<usize>, control: &[Range<usize>]) -> Op
     let behind = control.partition_point(|found| found.end <= range.end);
     let last = control[..behind].last().filter(|found| found.start >= range.start)?;
     text[last.end..range.end].trim().is_empty().then_some(last.end)
-}
-
-/// The longest of these that stands somewhere; none of none.
-fn any_of(mut words: Vec<String>) -> Result<Option<Regex>> {
-    words.retain(|word| !word.is_empty());
-    words.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-    words.dedup();
-    if words.is_empty() {
-        return Ok(None);
-    }
-    let pattern: Vec<String> = words.iter().map(|word| regex::escape(word)).collect();
-    // Words of a file that was read: they may be many, and are no patterns.
-    let regex = regex::RegexBuilder::new(&pattern.join("|")).size_limit(MAX_REGEX_BYTES).build();
-    let cannot =
-        |error| Error::Config(format!("the tokenizer's {} added tokens cannot be looked for: {error}", words.len()));
-    regex.map(Some).map_err(cannot)
 }
 
 /// A template, or a `tokenizer_config.json` with one.

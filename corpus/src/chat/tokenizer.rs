@@ -7,13 +7,12 @@
 //! What is trained is encoded apart from what is before it, as a model meets it that is asked: its prompt ends where the answer begins.
 //! Tokenizers that put a space before each text cannot be cut so; there a token belongs to the answer if a byte of it does.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
-use toroid_chat::{special_tokens, template_of};
+use toroid_chat::{Aliases, special_tokens, template_of};
 use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY};
 
 use crate::chat::refusal::{Reason, Refusal, Usable};
@@ -21,10 +20,6 @@ use crate::config::BYTES;
 use crate::encode::{open_tokenizer, vocabulary_of};
 use crate::error::{At, Error, Result};
 
-/// Around the number of an alias.
-const ALIAS: char = '\u{10f000}';
-/// More added tokens than any tokenizer has, by far.
-const MAX_ADDED: usize = 1 << 16;
 /// Settings and templates beside a tokenizer.
 const MAX_SETTINGS_BYTES: u64 = 16 << 20;
 
@@ -84,13 +79,7 @@ pub struct ChatTokens {
 struct File {
     path: PathBuf,
     tokenizer: Tokenizer,
-    /// The same with aliases for control tokens, unless they would have the numbers of words.
-    aliased: Option<Tokenizer>,
-    /// By what they stand for.
-    aliases: BTreeMap<String, String>,
-    /// From tokens of `aliased` that have other numbers.
-    numbers: BTreeMap<u32, u32>,
-    control: BTreeSet<u32>,
+    aliases: Aliases,
     puts_space: bool,
 }
 
@@ -127,12 +116,12 @@ impl ChatTokens {
 
     /// What only the template may write; nothing where tokens are bytes.
     pub fn control(&self) -> impl Iterator<Item = &str> {
-        self.file.iter().flat_map(|file| file.aliases.keys()).map(String::as_str)
+        self.file.iter().flat_map(|file| file.aliases.names())
     }
 
     /// Whether a token is one of those.
     pub fn is_control(&self, token: u32) -> bool {
-        self.file.as_ref().is_some_and(|file| file.control.contains(&token))
+        self.file.as_ref().is_some_and(|file| file.aliases.is_control(token))
     }
 
     /// The number of a token by its name.
@@ -144,7 +133,7 @@ impl ChatTokens {
     pub fn put_before(&self) -> Option<String> {
         let file = self.file.as_ref()?;
         let ids = file.tokenizer.encode_fast("b", true).ok()?;
-        let first = ids.get_ids().first().filter(|id| file.control.contains(id))?;
+        let first = ids.get_ids().first().filter(|id| file.aliases.is_control(**id))?;
         file.tokenizer.id_to_token(*first)
     }
 
@@ -159,19 +148,12 @@ impl ChatTokens {
         if !rendered.is_injected {
             return file.encode(&file.tokenizer, &rendered.text, &rendered.trained);
         }
-        let Some(aliased) = &file.aliased else {
-            let what = "it has a token that only the template may write, and this tokenizer cannot tell them apart";
-            return Err(Refusal::new(Reason::SpecialInContent, what));
-        };
-        let (text, trained) = file.with_aliases(rendered);
+        let refuse = |what: &str| Refusal::new(Reason::SpecialInContent, what);
+        let aliased = file.aliases.tokenizer().map_err(refuse)?;
+        let (text, trained) = file.aliases.rewrite(&rendered.text, &rendered.control, &rendered.trained);
         let mut example = file.encode(aliased, &text, &trained)?;
-        example.tokens.iter_mut().for_each(|token| *token = *file.numbers.get(token).unwrap_or(token));
-        let num = example.tokens.iter().filter(|token| file.control.contains(token)).count();
-        if num == rendered.control.len() {
-            return Ok(example);
-        }
-        let what = format!("{num} tokens that only the template may write, and it wrote {}", rendered.control.len());
-        Err(Refusal::new(Reason::SpecialInContent, what))
+        file.aliases.restore(&mut example.tokens, rendered.control.len()).map_err(|what| refuse(&what))?;
+        Ok(example)
     }
 
     /// The text of tokens, special ones included.
@@ -188,72 +170,11 @@ impl ChatTokens {
 
 impl File {
     fn new(path: PathBuf, tokenizer: Tokenizer, text: &[u8], content_tokens: &[String]) -> Result<File> {
-        let mut json: Value = serde_json::from_slice(text).map_err(|error| wrong(&path, error))?;
-        let mut aliases = BTreeMap::new();
-        let mut names = Vec::new();
-        let added = json.get_mut("added_tokens").and_then(Value::as_array_mut);
-        for token in added.into_iter().flatten() {
-            let Some(name) = token.get("content").and_then(Value::as_str).map(str::to_owned) else { continue };
-            // Runs of spaces are words of the tokenizer, which nobody has to be kept from.
-            let alias = if name.trim().is_empty() || content_tokens.contains(&name) {
-                name.clone()
-            } else {
-                let alias = format!("{ALIAS}{}{ALIAS}", aliases.len());
-                aliases.insert(name.clone(), alias.clone());
-                token["content"] = Value::String(alias.clone());
-                alias
-            };
-            names.push((name, alias));
-        }
-        if names.len() > MAX_ADDED {
-            return Err(wrong(&path, format!("{} added tokens, at most {MAX_ADDED} are taken", names.len())));
-        }
-        if let Some(token) = content_tokens.iter().find(|token| !names.iter().any(|(name, _)| name == *token)) {
-            return Err(wrong(&path, format!("it has no added token `{token}` for --content-token")));
-        }
-        // It refers to special tokens by their names, and nothing is added here.
-        json["post_processor"] = Value::Null;
-        let mut aliased = Tokenizer::from_bytes(json.to_string())
-            .map_err(|error| wrong(&path, format!("cannot be read with other names of its added tokens: {error}")))?;
-        aliased.with_padding(None);
-        aliased.with_truncation(None).map_err(|error| wrong(&path, error))?;
-        let (mut numbers, mut control) = (BTreeMap::new(), BTreeSet::new());
-        for (name, alias) in &names {
-            let lost = || wrong(&path, format!("its added token `{name}` has no number"));
-            let number = tokenizer.token_to_id(name).ok_or_else(lost)?;
-            numbers.insert(aliased.token_to_id(alias).ok_or_else(lost)?, number);
-            if alias != name {
-                control.insert(number);
-            }
-        }
-        // A number that stands for a word there could not be told from an alias.
-        let is_name = |word: &String| names.iter().any(|(_, alias)| alias == word);
-        let is_clear = !aliased.get_vocab(false).iter().any(|(word, id)| numbers.contains_key(id) && !is_name(word));
-        let aliased = is_clear.then_some(aliased);
+        let json: Value = serde_json::from_slice(text).map_err(|error| wrong(&path, error))?;
+        let aliases = Aliases::new(&tokenizer, json, content_tokens).map_err(|what| wrong(&path, what))?;
         let first = tokenizer.encode_fast("b", false).ok().and_then(|found| found.get_ids().first().copied());
         let puts_space = first.and_then(|id| tokenizer.id_to_token(id)).is_none_or(|token| token != "b");
-        Ok(File { path, tokenizer, aliased, aliases, numbers, control, puts_space })
-    }
-
-    /// The text with aliases where the template wrote control tokens.
-    fn with_aliases(&self, rendered: &Guarded) -> (String, Vec<Range<usize>>) {
-        let (mut text, mut at) = (String::with_capacity(rendered.text.len()), 0);
-        // Where the text is longer by how much.
-        let mut shifts: Vec<(usize, isize)> = Vec::new();
-        for control in &rendered.control {
-            text.push_str(&rendered.text[at..control.start]);
-            let name = &rendered.text[control.clone()];
-            text.push_str(self.aliases.get(name).map_or(name, String::as_str));
-            at = control.end;
-            shifts.push((at, text.len() as isize - at as isize));
-        }
-        text.push_str(&rendered.text[at..]);
-        let moved = |at: usize| {
-            let before = shifts.partition_point(|(place, _)| *place <= at);
-            let shift = before.checked_sub(1).map_or(0, |n| shifts[n].1);
-            at.saturating_add_signed(shift)
-        };
-        (text, rendered.trained.iter().map(|range| moved(range.start)..moved(range.end)).collect())
+        Ok(File { path, tokenizer, aliases, puts_space })
     }
 
     fn encode(&self, tokenizer: &Tokenizer, text: &str, trained: &[Range<usize>]) -> Usable<Example> {

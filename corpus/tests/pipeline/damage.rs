@@ -208,7 +208,7 @@ fn foreign_folders_are_not_replaced_and_dry_runs_do_nothing() {
     place.write("in/a.jsonl", json("1", "", "text"));
     place.write("out/precious.txt", "mine");
     place.write("pipeline.toml", format!("{PIPELINE}[[stage]]\nkind = \"minhash\"\n"));
-    assert!(place.complaint(&[]).contains("name another output.path"));
+    assert!(place.complaint(&[]).contains("name another with output.path"));
     let output = place.output(&["run", "pipeline.toml", "--dry-run"]);
     let plan = String::from_utf8_lossy(&output.stdout);
     assert!(

@@ -4,6 +4,7 @@ mod chat;
 mod damage;
 mod duplicates;
 mod languages;
+mod others;
 mod plans;
 mod repositories;
 mod same_bytes;

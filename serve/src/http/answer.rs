@@ -125,12 +125,8 @@ impl Answer {
             Event::Prompt(scores) => {
                 let first = prompt.iter().take(1).map(|token| (*token, None, Vec::new()));
                 let others = scores.into_iter().map(|score| (score.token, Some(score.logprob), score.top));
-                let mut stream = Tokens::stream(tokens);
-                let mut offset = 0;
-                for (token, logprob, top) in first.chain(others) {
-                    part.logs.push(Log { token, offset, logprob, top });
-                    offset += stream.push(token).chars().count();
-                }
+                let logs = first.chain(others).zip(Tokens::offsets(tokens, prompt));
+                part.logs.extend(logs.map(|((token, logprob, top), offset)| Log { token, offset, logprob, top }));
             }
             Event::Piece { text, tokens: written } => {
                 choice.text.push_str(&text);

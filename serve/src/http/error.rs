@@ -4,7 +4,6 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use toroid_chat::ChatError;
 use toroid_worker::generate::GenerateError;
 
 use crate::engine::Refused;
@@ -66,12 +65,6 @@ impl ApiError {
 /// The thread that computes is not there any more.
 pub fn gone() -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the engine has ended; the server's log says why, start it again")
-}
-
-impl From<ChatError> for ApiError {
-    fn from(error: ChatError) -> ApiError {
-        ApiError::field("messages", error.to_string())
-    }
 }
 
 impl IntoResponse for ApiError {

@@ -10,6 +10,9 @@ use serde_json::value::RawValue;
 
 use super::error::ApiError;
 
+/// Characters of a value that is not what it should be, in messages.
+const MAX_FOUND: usize = 80;
+
 /// The object of a body; a field that is `null` is not there.
 #[derive(Debug)]
 pub struct Fields(BTreeMap<String, Box<RawValue>>);
@@ -30,23 +33,36 @@ impl Fields {
 
     pub fn take<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<Option<T>, ApiError> {
         let Some(raw) = self.0.remove(name) else { return Ok(None) };
-        let wrong = |error: serde_json::Error| ApiError::field(name, format!("`{name}` must be {expected}: {error}"));
-        serde_json::from_str(raw.get()).map(Some).map_err(wrong)
+        serde_json::from_str(raw.get()).map(Some).map_err(|_| {
+            let found: String = raw.get().chars().take(MAX_FOUND).collect();
+            let rest = if found.len() < raw.get().len() { "..." } else { "" };
+            ApiError::field(name, format!("`{name}` must be {expected}, found {found}{rest}"))
+        })
     }
 
     /// A number from `least` to `most`, else `default`.
     pub fn number<T: DeserializeOwned + PartialOrd + Display + Copy>(
         &mut self,
         name: &str,
-        (least, most): (T, T),
+        range: (T, T),
         default: T,
     ) -> Result<T, ApiError> {
+        self.number_if_there(name, range).map(|found| found.unwrap_or(default))
+    }
+
+    /// A number from `least` to `most`, if the field is there.
+    pub fn number_if_there<T: DeserializeOwned + PartialOrd + Display + Copy>(
+        &mut self,
+        name: &str,
+        (least, most): (T, T),
+    ) -> Result<Option<T>, ApiError> {
         let expected = format!("a number from {least} to {most}");
-        let found = self.take(name, &expected)?.unwrap_or(default);
-        if found >= least && found <= most {
-            return Ok(found);
+        match self.take::<T>(name, &expected)? {
+            Some(found) if !(found >= least && found <= most) => {
+                Err(ApiError::field(name, format!("`{name}` must be {expected}, found {found}")))
+            }
+            found => Ok(found),
         }
-        Err(ApiError::field(name, format!("`{name}` must be {expected}, found {found}")))
     }
 
     /// A field that means nothing with any of these values, the only ones that are taken.

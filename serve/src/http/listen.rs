@@ -20,6 +20,9 @@ use super::Served;
 /// After an error of accepting, such as too many open files, until the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Between two looks at whether all is computed that was on its way at SIGTERM.
+const IDLE_LOOK: Duration = Duration::from_millis(50);
+
 /// What connections may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -31,7 +34,8 @@ pub struct Limits {
     pub drain: Duration,
 }
 
-/// Serves until SIGTERM or SIGINT; then nothing new is taken, and what is on its way is answered. A second signal ends at once.
+/// Serves until SIGTERM or SIGINT; then nothing new is taken, and what is on its way is answered. As long as that is computed, connections are let
+/// in and requests told so: a balancer that has not heard yet asks another server. A second signal ends at once.
 pub async fn serve(listener: TcpListener, router: Router, served: Arc<Served>, limits: Limits) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -48,13 +52,20 @@ pub async fn serve(listener: TcpListener, router: Router, served: Arc<Served>, l
         _ = terminate.recv() => {}
     }
     served.drain();
-    let _ = end.send(());
     toroid::output::note(format_args!(
         "ends: what is on its way is answered within {} s; a second signal ends at once",
         limits.drain.as_secs()
     ));
+    let computed = async {
+        while !served.is_idle() {
+            sleep(IDLE_LOOK).await;
+        }
+        // No connection is let in any more, and those that are open are answered to their ends.
+        let _ = end.send(());
+    };
+    let drained = async { tokio::join!(serving, computed).0 };
     tokio::select! {
-        result = &mut serving => result.context("serve"),
+        result = drained => result.context("serve"),
         () = sleep(limits.drain) => {
             toroid::output::note("ends with requests unanswered: the time for them is over");
             Ok(())

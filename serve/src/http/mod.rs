@@ -19,7 +19,7 @@ mod request;
 mod words;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use axum::body::Bytes;
@@ -50,18 +50,32 @@ pub struct Served {
     /// Hash of the token that clients show.
     token: Option<blake3::Hash>,
     is_draining: AtomicBool,
+    /// Requests whose handlers are at work.
+    num_handled: AtomicUsize,
 }
 
 impl Served {
     /// `token`: what clients show as `Authorization: Bearer TOKEN`.
     pub fn new(engine: Engine, name: String, token: Option<&str>) -> Served {
         let token = token.map(|token| blake3::hash(token.as_bytes()));
-        Served { engine, name, created: unix_seconds(), token, is_draining: AtomicBool::new(false) }
+        Served {
+            engine,
+            name,
+            created: unix_seconds(),
+            token,
+            is_draining: AtomicBool::new(false),
+            num_handled: AtomicUsize::new(0),
+        }
     }
 
     /// From now on nothing new is taken.
     pub fn drain(&self) {
         self.is_draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether there is nothing left to be computed.
+    fn is_idle(&self) -> bool {
+        self.num_handled.load(Ordering::SeqCst) == 0 && (self.engine.is_idle() || !self.engine.is_well())
     }
 
     fn model_card(&self) -> Value {
@@ -102,10 +116,29 @@ pub fn router(served: Arc<Served>, body_bytes: usize) -> Router {
 async fn gate(State(served): State<Arc<Served>>, request: Request, next: Next) -> Response {
     let response = match refusal(&served, &request) {
         Some(error) => error.into_response(),
-        None => next.run(request).await,
+        None => {
+            let _handled = Handled::begin(&served);
+            next.run(request).await
+        }
     };
     served.engine.figures.answered(response.status().as_u16());
     response
+}
+
+/// A handler at work; it may be dropped at any time, when its client hangs up.
+struct Handled<'a>(&'a Served);
+
+impl Handled<'_> {
+    fn begin(served: &Served) -> Handled<'_> {
+        served.num_handled.fetch_add(1, Ordering::SeqCst);
+        Handled(served)
+    }
+}
+
+impl Drop for Handled<'_> {
+    fn drop(&mut self) {
+        self.0.num_handled.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 fn refusal(served: &Served, request: &Request) -> Option<ApiError> {

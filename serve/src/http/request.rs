@@ -139,20 +139,16 @@ impl Asked {
         if top > 0 && !has_scores {
             return Err(ApiError::field("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
         }
-        let limit = |fields: &mut Fields, name: &str| {
-            let found = fields.number(name, (0, MAX_TOKENS), 0)?;
-            Ok::<_, ApiError>((found > 0).then_some(found))
-        };
-        let (old, new) = (limit(&mut fields, "max_tokens")?, limit(&mut fields, "max_completion_tokens")?);
+        let mut limit = |name| fields.number_if_there(name, (1, MAX_TOKENS));
+        let (old, new) = (limit("max_tokens")?, limit("max_completion_tokens")?);
         fields.only("response_format", &[json!({ "type": "text" })])?;
         fields.only("tools", &[json!([])])?;
         fields.only("tool_choice", &[json!("none"), json!("auto")])?;
         let scores = has_scores.then_some(top);
         let asked = Asked { max_tokens: new.or(old), scores, ..common(&mut fields, Kind::Chat)? };
         fields.end()?;
-        let text = template.render(&messages, now())?;
-        // The template itself has what begins a text.
-        let prompt = model.tokens.encode(&text, false).map_err(|e| ApiError::field("messages", format!("{e:#}")))?;
+        let prompt = template.prompt(&messages, now(), &model.tokens);
+        let prompt = prompt.map_err(|e| ApiError::field("messages", format!("{e:#}")))?;
         check_tokens(std::slice::from_ref(&prompt), model)?;
         Ok(Asked { prompts: vec![prompt], ..asked })
     }

@@ -24,7 +24,8 @@ use toroid::files::read_text;
 use toroid::generate::ComputeArgs;
 use toroid::output;
 use toroid_chat::Time;
-use toroid_worker::generate::{Finish, Sampling, Sequence};
+use toroid_worker::checkpoint::write_whole;
+use toroid_worker::generate::{Finish, GenerateError, Sampling, Sequence};
 
 use crate::engine::{Engine, Event, Refused, Room, Task};
 use crate::generating::refusal;
@@ -72,8 +73,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     samples: u16,
     /// Tokens of a text at most
-    #[arg(long, value_name = "N", default_value_t = 150)]
-    max_tokens: usize,
+    #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
     /// Divides the logits; 0: always the likeliest token
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = toroid::generate::temperature)]
     temperature: f64,
@@ -126,7 +127,7 @@ fn read(path: &Path) -> Result<Report> {
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+    write_whole(path, bytes).with_context(|| format!("write {}", path.display()))
 }
 
 /// One text that a model is asked for.
@@ -140,6 +141,13 @@ struct Question<'a> {
 struct Answered {
     text: String,
     finish: Finish,
+}
+
+/// Why it was not asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unasked {
+    Empty,
+    TooLong,
 }
 
 impl Args {
@@ -180,33 +188,36 @@ impl Args {
         let sampling = report::Sampling {
             seed: self.seed,
             samples,
-            max_tokens: self.max_tokens,
+            max_tokens: self.max_tokens as usize,
             temperature: self.temperature,
             top_p: self.top_p,
         };
         judge(asked, sampling, probes, &questions, answers)
     }
 
-    /// In the order of the questions; `None`: the prompt does not fit.
-    fn answers(&self, engine: &Engine, questions: &[Question<'_>]) -> Result<Vec<Option<Answered>>> {
+    /// In the order of the questions.
+    fn answers(&self, engine: &Engine, questions: &[Question<'_>]) -> Result<Vec<Result<Answered, Unasked>>> {
         let (to, mut events) = mpsc::unbounded_channel();
+        let empty = || Ok(Answered { text: String::new(), finish: Finish::Length });
+        let mut answers: Vec<Result<Answered, Unasked>> = questions.iter().map(|_| empty()).collect();
         for (index, question) in questions.iter().enumerate() {
             let prompt = prompt_tokens(&engine.model, question.prompt)?;
             let sampling = Sampling { temperature: self.temperature, top_k: 0, top_p: self.top_p };
-            let (sample, seed, max_tokens) = (question.sample, self.seed, self.max_tokens);
+            let (sample, seed, max_tokens) = (question.sample, self.seed, self.max_tokens as usize);
             let sequence = Sequence { prompt, sample, seed, sampling, max_tokens, scores_prompt: false };
             let asked_at = Instant::now();
             let task = Task { sequence, stops: Vec::new(), scores: None, index, to: to.clone(), asked_at };
             match engine.submit(vec![task]) {
-                // Counted as such: it has no answer.
-                Ok(()) | Err(Refused::Prompt(_)) => {}
+                Ok(()) => {}
+                Err(Refused::Prompt(GenerateError::Empty)) => answers[index] = Err(Unasked::Empty),
+                Err(Refused::Prompt(GenerateError::TooLong { .. })) => answers[index] = Err(Unasked::TooLong),
                 Err(refused) => return Err(refusal(refused)),
             }
         }
         drop(to);
-        let mut answers: Vec<Option<Answered>> = questions.iter().map(|_| None).collect();
         while let Some((index, event)) = events.blocking_recv() {
-            let answer = answers[index].get_or_insert(Answered { text: String::new(), finish: Finish::Length });
+            // Whoever was not asked says nothing.
+            let Ok(answer) = &mut answers[index] else { continue };
             match event {
                 Event::Piece { text, .. } => answer.text.push_str(&text),
                 Event::End { finish, .. } => answer.finish = finish,
@@ -235,11 +246,10 @@ impl Args {
                     100.0 * share.high
                 ))?;
             }
-            if category.too_long > 0 {
-                output::note(format_args!(
-                    "{}: {} prompts are longer than the model reads",
-                    category.name, category.too_long
-                ));
+            for (num, what) in [(category.too_long, "longer than the model reads"), (category.empty, "empty")] {
+                if num > 0 {
+                    output::note(format_args!("{}: not asked as they are {what}: prompts {num}", category.name));
+                }
             }
         }
         output::note(format_args!("{} and {PAGE_NAME}", self.out.join(REPORT_NAME).display()));
@@ -253,7 +263,7 @@ fn prompt_tokens(model: &Model, prompt: &str) -> Result<Vec<u32>> {
         None => model.tokens.encode(prompt, true),
         Some(template) => {
             let messages = serde_json::json!([{ "role": "user", "content": prompt }]).to_string();
-            model.tokens.encode(&template.render(&messages, TODAY)?, false)
+            template.prompt(&messages, TODAY, &model.tokens).with_context(|| format!("ask `{prompt}`"))
         }
     }
 }
@@ -264,17 +274,22 @@ fn judge(
     sampling: report::Sampling,
     probes: &Probes,
     questions: &[Question<'_>],
-    answers: Vec<Option<Answered>>,
+    answers: Vec<Result<Answered, Unasked>>,
 ) -> Result<Report> {
     let detectors =
         |category: &probes::Category| category.detector.iter().map(Detector::new).collect::<Result<Vec<_>>>();
     let detectors: Vec<Vec<Detector>> = probes.category.iter().map(detectors).collect::<Result<_>>()?;
     let (mut attempts, mut found) = (Vec::new(), vec![Vec::new(); probes.category.len()]);
-    let mut too_long = vec![0; probes.category.len()];
+    let (mut too_long, mut empty) = (vec![0; probes.category.len()], vec![0; probes.category.len()]);
     for (question, answer) in questions.iter().zip(answers) {
-        let Some(Answered { text, finish }) = answer else {
-            too_long[question.category] += 1;
-            continue;
+        let Answered { text, finish } = match answer {
+            Ok(answered) => answered,
+            Err(why) => {
+                let counts = if why == Unasked::Empty { &mut empty } else { &mut too_long };
+                // Each prompt once.
+                counts[question.category] += u64::from(question.sample == 0);
+                continue;
+            }
         };
         let mut hits = Vec::new();
         for detector in &detectors[question.category] {
@@ -291,6 +306,7 @@ fn judge(
         about: category.about.clone(),
         attempts: attempts.iter().filter(|attempt| attempt.category == category.name).count() as u64,
         too_long: too_long[i],
+        empty: empty[i],
         detectors: shares(found[i].iter().copied()),
     };
     let categories = probes.category.iter().enumerate().map(category).collect();

@@ -52,6 +52,9 @@ pub struct Category {
     pub attempts: u64,
     /// Prompts that do not fit into what the model reads at a time.
     pub too_long: u64,
+    /// Prompts without a token.
+    #[serde(default)]
+    pub empty: u64,
     pub detectors: BTreeMap<String, Share>,
 }
 

@@ -292,15 +292,39 @@ impl JobSpec {
                 format!("a token below model.vocab = {}", self.model.vocab),
             );
         }
+        ppo.check_form(self.model.vocab)?;
         if self.eval.num_micro_batches > 0 {
             let expected = "0: what a policy is worth is measured on its own answers, in every iteration";
             return value("eval.micro_batches", self.eval.num_micro_batches, expected.into());
+        }
+        if self.data.validation > 0.0 {
+            let expected = "0: a policy is measured on its own answers, and what is held out would not be used";
+            return value("data.validation", self.data.validation, expected.into());
         }
         Ok(())
     }
 }
 
 impl PpoConfig {
+    /// Whether any answer can have the form.
+    fn check_form(&self, vocab: usize) -> Result<(), JobError> {
+        let Some(form) = &self.form else { return Ok(()) };
+        if let Some(token) = form.tokens.iter().find(|token| **token as usize >= vocab) {
+            return value("ppo.form.tokens", token, format!("tokens below model.vocab = {vocab}"));
+        }
+        if form.tokens.iter().all(|token| *token == self.stop_token) {
+            let expected = "a token besides ppo.stop_token, which ends the answer and is no part of what is before it";
+            return value("ppo.form.tokens", self.stop_token, expected.into());
+        }
+        // Without the stop token.
+        let longest = self.max_tokens - 1;
+        if form.min > longest {
+            let expected = format!("at most {longest}: ppo.max_tokens = {} with the stop token", self.max_tokens);
+            return value("ppo.form.min", form.min, expected);
+        }
+        Ok(())
+    }
+
     fn check_numbers(&self) -> Result<(), JobError> {
         let positive = |x: f64| x > 0.0;
         let at_least_0 = |x: f64| x >= 0.0;
@@ -325,6 +349,12 @@ impl PpoConfig {
             ),
         ] {
             if !ok || !found.is_finite() {
+                return value(key, found, expected.into());
+            }
+        }
+        for (key, given) in [("ppo.reward_mean", self.reward_mean), ("ppo.reward_std", self.reward_std)] {
+            if let (Some(found), None) = (given, &self.reward_model) {
+                let expected = "none: it measures the scores of a ppo.reward_model, and there is no such model";
                 return value(key, found, expected.into());
             }
         }

@@ -67,6 +67,20 @@ fn every_check_says_what_is_possible() {
         "",
         "`ppo.epochs * ppo.minibatches` = 8192 is not possible; expected at most 4096",
     );
+    let form = |form: &str, expected: &str| {
+        let file = format!(
+            "steps = 40\nkind = 'ppo'\ndata.path = 'text'\nppo = {{ stop_token = 10, max_tokens = 12, form = {form} }}"
+        );
+        let error = parse(&file).expect_err("it must be refused").to_string();
+        assert!(error.contains(expected), "`{form}`: expected a message with `{expected}`, found `{error}`");
+    };
+    form("{ tokens = [48, 600] }", "`ppo.form.tokens` = 600 is not possible; expected tokens below model.vocab = 512");
+    form("{ tokens = [48], min = 12 }", "`ppo.form.min` = 12 is not possible; expected at most 11");
+    form("{ tokens = [10] }", "`ppo.form.tokens` = 10 is not possible; expected a token besides ppo.stop_token");
+    for key in ["reward_mean", "reward_std"] {
+        check(&format!("{key} = 1.5"), "", &format!("`ppo.{key}` = 1.5 is not possible; expected none: "));
+    }
+    check("", "data.validation = 0.1", "`data.validation` = 0.1 is not possible; expected 0: ");
     let whole = "a multiple of ppo.epochs * ppo.minibatches = 12: whole iterations";
     check("minibatches = 3", "", &format!("`steps` = 40 is not possible; expected {whole}"));
     check("minibatches = 3\n[checkpoint]\ninterval_steps = 16", "", "`steps` = 40");

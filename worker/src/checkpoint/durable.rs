@@ -28,6 +28,13 @@ pub(crate) struct AtomicFile {
     out: u64,
 }
 
+/// Writes all of a file, which appears whole and durable in the place of a former one, or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes)?;
+    file.commit(&[])
+}
+
 impl AtomicFile {
     /// A file that becomes `target`. Its temporary name is of this process alone, so several may write the same target:
     /// the last one stays.

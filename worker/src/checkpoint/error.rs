@@ -35,6 +35,11 @@ pub enum CheckpointError {
          disk (checkpoint.path). What was written of it is removed, earlier checkpoints are untouched"
     )]
     NoSpace { file: String, bytes: u64, cause: io::Error },
+    #[error(
+        "cannot write the export {file} ({bytes} bytes): {cause}; free that much space (or raise the quota), or name a file on another disk. What \
+         was written of it is removed"
+    )]
+    NoSpaceForExport { file: String, bytes: u64, cause: io::Error },
     #[error("cannot write {file} ({bytes} bytes): {cause}; earlier checkpoints are untouched")]
     Write { file: String, bytes: u64, cause: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot read {file}: {cause}")]

@@ -92,7 +92,7 @@ impl Cannot {
             Cannot::Object(why) => CheckpointError::Write { file, bytes, cause: why.into() },
             Cannot::File(cause) => match cause.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                    CheckpointError::NoSpace { file, bytes, cause }
+                    CheckpointError::NoSpaceForExport { file, bytes, cause }
                 }
                 _ => CheckpointError::Write { file, bytes, cause: cause.into() },
             },

@@ -5,7 +5,7 @@
 //! finite number: no step would make an update. f32 is taken as it is; bf16 and f16 are converted, which loses nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -84,20 +84,48 @@ pub fn load_initial(
 /// Refuses the weights of [`load_initial`] where their files say that a row of the embedding means a token of another tokenizer than `expected`
 /// (hexadecimal blake3 of its file; `None`: a token is a byte). Ours say it; files of others do not.
 pub fn check_tokenizer(path: &Path, expected: Option<&str>) -> Result<(), CheckpointError> {
-    let refuse = |problem| CheckpointError::Initial { path: path.into(), problems: vec![problem] };
-    for (_, map) in every_file(path).map_err(refuse)? {
-        // Whoever loads it says what is wrong with it.
-        let Some(notes) = notes_of(&map) else { continue };
-        let expected = expected.unwrap_or(BYTE_TOKENS);
-        if let Some(found) = notes.get(TOKENIZER_NOTE).filter(|found| *found != expected) {
+    let expected = expected.unwrap_or(BYTE_TOKENS);
+    match noted_tokenizers(path)?.iter().find(|found| *found != expected) {
+        None => Ok(()),
+        Some(found) => {
             let problem = format!(
                 "the tokenizer (blake3 of its file) is {found} there and {expected} in the data of this job; make token files with the \
                  tokenizer of the model"
             );
-            return Err(refuse(problem));
+            Err(CheckpointError::Initial { path: path.into(), problems: vec![problem] })
         }
     }
-    Ok(())
+}
+
+/// What weights say that a row of their embedding means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotedTokenizer {
+    /// A byte.
+    Bytes,
+    /// A token of the tokenizer with this hexadecimal blake3 of its file.
+    Digest(String),
+}
+
+/// What the files of the weights of [`load_initial`] say of their tokenizer; `None`: nothing, as files of others.
+pub fn noted_tokenizer(path: &Path) -> Result<Option<NotedTokenizer>, CheckpointError> {
+    let noted = noted_tokenizers(path)?;
+    if noted.len() > 1 {
+        let problem = format!("its files are of several tokenizers: {}", Vec::from_iter(noted).join(", "));
+        return Err(CheckpointError::Initial { path: path.into(), problems: vec![problem] });
+    }
+    let of = |note: String| if note == BYTE_TOKENS { NotedTokenizer::Bytes } else { NotedTokenizer::Digest(note) };
+    Ok(noted.into_iter().next().map(of))
+}
+
+/// The notes of all files.
+fn noted_tokenizers(path: &Path) -> Result<BTreeSet<String>, CheckpointError> {
+    let refuse = |problem| CheckpointError::Initial { path: path.into(), problems: vec![problem] };
+    let mut found = BTreeSet::new();
+    for (_, map) in every_file(path).map_err(refuse)? {
+        // Whoever loads it says what is wrong with it.
+        found.extend(notes_of(&map).and_then(|mut notes| notes.remove(TOKENIZER_NOTE)));
+    }
+    Ok(found)
 }
 
 /// Names the weights of [`load_initial`], so that others in their place are noticed: blake3 of the name, type and shape of each
@@ -136,7 +164,7 @@ fn every_file(path: &Path) -> Result<Vec<(PathBuf, Mmap)>, String> {
 }
 
 fn mapped(files: Vec<PathBuf>) -> Result<Vec<(PathBuf, Mmap)>, String> {
-    let map = |file: PathBuf| match File::open(&file).and_then(|f| map_file(&f)) {
+    let map = |file: PathBuf| match toroid_hf::open_regular(&file).and_then(|f| map_file(&f)) {
         Ok(map) => Ok((file, map)),
         Err(error) => Err(cannot_read(&file, &error)),
     };

@@ -48,8 +48,9 @@ mod write;
 mod tests;
 
 pub(crate) use durable::AtomicFile;
+pub use durable::write_whole;
 pub use error::CheckpointError;
-pub use initial::{DRAWN_BESIDES, check_tokenizer, digest_of_weights, load_initial};
+pub use initial::{DRAWN_BESIDES, NotedTokenizer, check_tokenizer, digest_of_weights, load_initial, noted_tokenizer};
 pub use owned::Owned;
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};

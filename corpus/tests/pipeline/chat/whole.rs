@@ -55,7 +55,7 @@ fn threads_compression_files_and_deaths_change_no_byte() {
     let command = [&["chat", "rows.jsonl", "--to", "out"], &arguments[..]].concat();
     for seed in 0..10 {
         let mut child = place.command(&command).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("start");
-        while !place.path("out.unfinished-chat/train").exists() && child.try_wait().expect("wait").is_none() {
+        while !place.path("out.toroid-unfinished/train").exists() && child.try_wait().expect("wait").is_none() {
             std::hint::spin_loop();
         }
         let spin = (0..mix(seed) % 20_000_000).fold(0, |sum: u64, n| sum ^ mix(n));
@@ -69,7 +69,7 @@ fn threads_compression_files_and_deaths_change_no_byte() {
     }
     chat(&place, &arguments);
     assert!(files(&place.path("out")) == expected);
-    assert!(!place.path("out.unfinished-chat").exists());
+    assert!(!place.path("out.toroid-unfinished").exists());
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn too_many_refused_rows_end_the_command_and_nothing_of_others_is_replaced() {
     assert!(found.contains("15 of 701 rows cannot be used (no-assistant-turn 14, no-text 1)"), "{found}");
     let list = fs::read_to_string(place.path("out.refused.jsonl")).expect("a list");
     assert_eq!(list.lines().count(), 15);
-    assert!(!place.path("out").exists() && !place.path("out.unfinished-chat").exists());
+    assert!(!place.path("out").exists() && !place.path("out.toroid-unfinished").exists());
     place.write("rows.jsonl", "\n");
     assert!(complaint(&place, &[]).contains("there is no row"));
     place.write("rows.jsonl", rows(10));
@@ -153,4 +153,18 @@ fn a_preview_shows_what_is_trained_and_writes_nothing() {
     assert!(found.contains("␁user␂Hi␛[2J␃␁assistant␂⟦Ho␃⟧"), "{found}");
     assert!(!found.contains("line 3"), "{found}");
     assert_eq!(files(place.dir.path()).len(), 1);
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_first_row() {
+    let place = Place::empty();
+    let mark = "\u{feff}";
+    place.write("rows.jsonl", format!("{mark}{}", rows(10)));
+    let with = chat(&place, &["--max-refused", "0.5"]);
+    place.write("rows.jsonl", rows(10));
+    assert_eq!(chat(&place, &["--max-refused", "0.5"]), with);
+    place.write("in/a.jsonl", format!("{mark}{{\"text\": \"one\"}}\n{{\"text\": \"two\"}}\n"));
+    place.write("pipeline.toml", "[[source]]\nname = \"a\"\npath = \"in\"\n[output]\npath = \"texts\"\n");
+    let report = place.run(&[]);
+    assert_eq!((report.documents_out, report.bad_records, report.tokens_out), (2, 0, 6));
 }
