@@ -38,7 +38,7 @@ use crate::folder;
 use crate::handle::{Answer, AskError, Command, Connection, Handle, Waiting, Work};
 use crate::machine::record::{Incident, Record};
 use crate::machine::{self, Change, Input, Machine, Output, Reply, RequestId, StreamId};
-use crate::outbox::MAX_MESSAGES;
+use crate::outbox::NotTaken;
 use crate::spans::{self, Spans};
 use crate::store::{Store, StoreError, Tenure};
 use crate::tokens::TokenTable;
@@ -381,9 +381,9 @@ impl Driver {
         let body = Some(Body::Kill(proto::Kill { reason: format!("{who} had it killed") }));
         let message =
             Box::new(proto::CoordinatorMessage { term: self.tenure.term().get(), body, ..Default::default() });
-        let overrun = self.send(stream, message);
+        let refused = self.send(stream, message);
         let _ = answer.send(Ok(job));
-        for input in closed(overrun.into_iter().collect()) {
+        for input in closed(refused.into_iter().collect()) {
             self.input(input).await?;
         }
         Ok(())
@@ -441,7 +441,7 @@ impl Driver {
 
     /// Does what the machine says, in its order, as long as this coordinator leads; returns what is to be told to the machine then.
     async fn carry_out(&mut self, outputs: Vec<Output>) -> Result<Vec<Input>, Stop> {
-        let (mut overrun, mut later, mut incidents) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut refused, mut later, mut incidents) = (Vec::new(), Vec::new(), Vec::new());
         for output in outputs {
             if let Some(reason) = self.tenure.over() {
                 return Err(StoreError::Deposed { reason }.into());
@@ -474,7 +474,7 @@ impl Driver {
                 }
                 Output::Send { stream, mut message } => {
                     self.trace(&mut message);
-                    overrun.extend(self.send(stream, message));
+                    refused.extend(self.send(stream, message));
                 }
                 Output::Close { stream, reason } => {
                     tracing::info!(stream = stream.0, reason, "closed a worker's stream");
@@ -517,7 +517,7 @@ impl Driver {
                 spans::tell_incident(record, incident);
             }
         }
-        Ok(closed(overrun).chain(later).collect())
+        Ok(closed(refused).chain(later).collect())
     }
 
     /// Says in a message which trace it belongs to.
@@ -564,8 +564,8 @@ impl Driver {
         written
     }
 
-    /// The stream if it does not take the message.
-    fn send(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) -> Option<StreamId> {
+    /// The stream if it does not take the message, and why.
+    fn send(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) -> Option<(StreamId, NotTaken)> {
         let job = match &message.body {
             Some(Body::StepAck(m)) => Some(&m.job_id),
             Some(Body::PublishManifest(m)) => Some(&m.job_id),
@@ -581,12 +581,10 @@ impl Driver {
     }
 
     /// The same of a message that nothing has to wait for.
-    fn pass_on(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) -> Option<StreamId> {
-        let connection = self.connections.get(&stream)?;
-        connection.messages.push(*message).is_err().then(|| {
-            self.connections.remove(&stream);
-            stream
-        })
+    fn pass_on(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) -> Option<(StreamId, NotTaken)> {
+        let why = self.connections.get(&stream)?.messages.push(*message).err()?;
+        self.connections.remove(&stream);
+        Some((stream, why))
     }
 }
 
@@ -598,11 +596,8 @@ fn incidents_in(change: Change) -> impl Iterator<Item = Box<Incident>> {
 }
 
 /// What the machine hears of streams that did not take a message.
-fn closed(overrun: Vec<StreamId>) -> impl Iterator<Item = Input> {
-    overrun.into_iter().map(|stream| {
-        let reason = format!("does not read its messages: {MAX_MESSAGES} wait, or the stream is gone");
-        Input::Closed { stream, reason }
-    })
+fn closed(refused: Vec<(StreamId, NotTaken)>) -> impl Iterator<Item = Input> {
+    refused.into_iter().map(|(stream, why)| Input::Closed { stream, reason: why.to_string() })
 }
 
 /// A store that was moved away, or is an old copy, knows fewer jobs than there are folders.

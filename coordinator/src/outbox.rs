@@ -73,9 +73,14 @@ impl Grace {
     }
 }
 
-/// The message was not taken: as many wait as may, or nobody sends them any more.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NotTaken;
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotTaken {
+    #[error("does not read its messages: {MAX_MESSAGES} wait")]
+    Full,
+    #[error("lost its connection")]
+    Gone,
+}
 
 pub(crate) fn outbox(grace: Grace) -> (Outbox, Outgoing) {
     let queue = Shared::default();
@@ -86,7 +91,7 @@ impl Outbox {
     pub fn push(&self, message: CoordinatorMessage) -> Result<(), NotTaken> {
         let mut queue = lock(&self.0);
         if queue.is_closed {
-            return Err(NotTaken);
+            return Err(NotTaken::Gone);
         }
         if queue.is_away {
             return Ok(());
@@ -94,7 +99,7 @@ impl Outbox {
         let is_full = queue.waiting.len() == MAX_MESSAGES;
         match queue.waiting.back_mut() {
             Some(last) if replaces(&message, last) => *last = message,
-            _ if is_full => return Err(NotTaken),
+            _ if is_full => return Err(NotTaken::Full),
             _ => queue.waiting.push_back(message),
         }
         wake(queue);
@@ -191,11 +196,11 @@ mod tests {
     async fn other_messages_are_bounded() {
         let (outbox, mut outgoing) = outbox(grace(Ends::None));
         (0..MAX_MESSAGES).for_each(|_| outbox.push(stop("j-1")).unwrap());
-        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
+        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken::Full));
         assert_eq!(outgoing.next().await, Some(stop("j-1")));
         assert_eq!(outbox.push(ack("j-1", 1)), Ok(()));
         assert_eq!(outbox.push(ack("j-1", 2)), Ok(()), "it needs no place of its own");
-        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
+        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken::Full));
     }
 
     #[tokio::test]
@@ -213,7 +218,7 @@ mod tests {
     async fn what_nobody_sends_is_not_taken() {
         let (outbox, outgoing) = outbox(grace(Ends::None));
         drop(outgoing);
-        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
+        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken::Gone));
     }
 
     #[tokio::test]
@@ -221,7 +226,7 @@ mod tests {
         let now = SystemTime::now();
         for (of, expected) in [
             (Ends::OfCredential(now), Ok(())),
-            (Ends::OfCredential(now + Duration::from_secs(3600)), Err(NotTaken)),
+            (Ends::OfCredential(now + Duration::from_secs(3600)), Err(NotTaken::Gone)),
             (Ends::All, Ok(())),
         ] {
             let (outbox, outgoing) = outbox(grace(of));

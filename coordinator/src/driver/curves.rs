@@ -80,7 +80,7 @@ impl Driver {
     }
 
     async fn go_on(&mut self, jobs: Vec<JobId>) -> Result<(), Stop> {
-        let (mut overrun, mut later) = (Vec::new(), Vec::new());
+        let (mut refused, mut later) = (Vec::new(), Vec::new());
         for job in jobs {
             let event = self.files(&job).flush();
             if self.files(&job).is_outdated() {
@@ -92,11 +92,11 @@ impl Driver {
                 return Err(StoreError::Deposed { reason }.into());
             }
             for (stream, message) in self.files(&job).released() {
-                overrun.extend(self.pass_on(stream, message));
+                refused.extend(self.pass_on(stream, message));
             }
             self.curve_event(job, event, &mut later);
         }
-        for input in closed(overrun).chain(later) {
+        for input in closed(refused).chain(later) {
             self.input(input).await?;
         }
         Ok(())
