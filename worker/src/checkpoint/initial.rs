@@ -129,7 +129,7 @@ fn noted_tokenizers(path: &Path) -> Result<BTreeSet<String>, CheckpointError> {
 }
 
 /// Names the weights of [`load_initial`], so that others in their place are noticed: blake3 of the name, type and shape of each
-/// tensor, and of [`PIECES`] pieces of it. Reading all of them would take as long as loading all of them, which no place does.
+/// tensor, and of 64 pieces of it. Reading all of them would take as long as loading all of them, which no place does.
 pub fn digest_of_weights(path: &Path) -> Result<[u8; 32], CheckpointError> {
     let refuse = |problem| CheckpointError::Initial { path: path.into(), problems: vec![problem] };
     let mut hasher = blake3::Hasher::new();

@@ -77,7 +77,7 @@ pub enum StepError {
     Data(#[from] DataError),
     /// Weights that the job names cannot be read once more.
     #[error("cannot load weights again for another part of the model: {0}")]
-    Weights(#[from] CheckpointError),
+    Weights(CheckpointError),
     /// Silent data corruption. All places stop before the commit; those that saw it say what. `wrong`: ranks that hold a wrong copy;
     /// none: that could not be told.
     #[error("{}", .seen.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]

@@ -12,6 +12,7 @@
 //! The trainer decides nothing about membership: it reports what it sees and does what the assignment says. Between two commits it
 //! needs no coordinator (T-9).
 
+mod attends;
 mod curve;
 mod emit;
 mod encode;

@@ -104,8 +104,8 @@ impl<D: CachedAttention> Job<D> {
         let is_kept = kept.is_some();
         let Parts { passes, shards, mut models } = Parts::new(&device, spec, rank, kept);
         if let (Some(models), Some(sources), false) = (&mut models, &self.model_sources, is_kept) {
-            sources.check_unchanged()?;
-            models.load(&device, spec, rank, sources)?;
+            let read = sources.check_unchanged().and_then(|()| models.load(&device, spec, rank, sources));
+            read.map_err(StepError::Weights)?;
         }
         self.models = models;
         let own = std::mem::replace(&mut self.shards, shards).into_own();

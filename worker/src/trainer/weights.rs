@@ -5,12 +5,12 @@ use std::path::Path;
 
 use toroid_torus::ids::Epoch;
 
+use super::attends::Attends;
 use super::environment::Environment;
 use super::error::PrepareError;
-use super::workspace::fetch_weights;
 use crate::checkpoint::{CheckpointError, check_tokenizer, digest_of_weights};
 use crate::comm::Fence;
-use crate::data::Local;
+use crate::data::{self, DataError, Local};
 
 /// What names the weights that a place has read, by the job's key.
 pub(super) type Names = BTreeMap<String, String>;
@@ -32,11 +32,23 @@ pub(super) struct Reader<'a> {
 impl Reader<'_> {
     /// The weights that `key` of the job names by `path`.
     pub fn read(&mut self, key: &str, path: &Path) -> Result<Weights, PrepareError> {
-        let local = fetch_weights(self.environment, path, self.until)?;
+        let local = self.fetch(path)?;
         check_tokenizer(local.path(), self.tokenizer.as_deref()).map_err(PrepareError::Initial)?;
         let digest = digest_of_weights(local.path()).map_err(PrepareError::Initial)?;
         self.names.insert(key.into(), blake3::Hash::from_bytes(digest).to_hex().to_string());
         Ok(Weights { local, digest })
+    }
+
+    /// Has them on this machine, also where they lie in an object store.
+    fn fetch(&self, path: &Path) -> Result<Local, PrepareError> {
+        let mut attends = Attends { shared: &self.environment.shared, fence: self.until };
+        data::fetch(path, &self.environment.cache_dir, &mut attends).map_err(|error| match error {
+            DataError::Fetch(error) => {
+                let problems = vec![error.to_string()];
+                PrepareError::Initial(CheckpointError::Initial { path: path.into(), problems })
+            }
+            error => error.into(),
+        })
     }
 }
 

@@ -6,23 +6,22 @@
 //!
 //! Deliberately absent: state. What is in the buffers means nothing until a source or a heal has written it.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use toroid_torus::ids::{Epoch, Rank, Step};
 use toroid_torus::job::{JobSpec, SourceConfig};
 use toroid_torus::partition::partition;
 
+use super::attends::Attends;
 use super::environment::Environment;
 use super::error::PrepareError;
 use super::memory;
 use super::passes::{Passes, pipeline_of};
 use super::ppo::models::Models;
 use super::shards::Shards;
-use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::Fence;
-use crate::data::{self, Attend, DataError, Local, Sources, Tokens};
+use crate::data::{self, DataError, Sources, Tokens};
 use crate::device::CachedAttention;
 
 pub struct Workspace<D: CachedAttention> {
@@ -132,43 +131,6 @@ impl<D: CachedAttention> Workspace<D> {
         (own.tp, own.pp) == (place.tp, place.pp)
             && self.checkpoint_root == checkpoint_root
             && self.parts.passes.in_flight() == pipeline_of(spec, rank.index()).in_flight()
-    }
-}
-
-/// Weights that a job begins with, on this machine: fetched where they lie in an object store.
-pub(super) fn fetch_weights(
-    environment: &Environment,
-    path: &Path,
-    fence: Option<(&Fence, Epoch)>,
-) -> Result<Local, PrepareError> {
-    let mut attends = Attends { shared: &environment.shared, fence };
-    data::fetch(path, &environment.cache_dir, &mut attends).map_err(|error| match error {
-        DataError::Fetch(error) => {
-            let problems = vec![error.to_string()];
-            PrepareError::Initial(CheckpointError::Initial { path: path.into(), problems })
-        }
-        error => error.into(),
-    })
-}
-
-/// What the text needs of the trainer while it is prepared. Reading and comparing are progress; waiting for another process that does
-/// it is not, and is over with the epoch.
-struct Attends<'a> {
-    shared: &'a Shared,
-    fence: Option<(&'a Fence, Epoch)>,
-}
-
-impl Attend for Attends<'_> {
-    fn advance(&mut self, _: u64) {
-        self.shared.advance();
-    }
-
-    fn waits(&mut self, is_waiting: bool) {
-        self.shared.enter(if is_waiting { WAIT_FOR_TOKENS } else { PREPARE });
-    }
-
-    fn is_over(&self) -> bool {
-        self.fence.is_some_and(|(fence, epoch)| fence.check(epoch).is_err())
     }
 }
 

@@ -3,6 +3,7 @@
 mod access;
 mod apart;
 mod cordon;
+mod counted;
 mod drain;
 mod retention;
 mod schedule;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use toroid_torus::failpoint;
 use toroid_torus::ids::JobId;
 
-use self::schedule::Counted;
+use self::counted::Counted;
 use crate::access::{Bindings, Tokens};
 use crate::apart::Apart;
 use crate::api::{Change, Input, Output, RequestError, RequestId, RestoreError};
@@ -171,13 +172,13 @@ impl Machine {
     /// When the next deadline passes, by [`Now::monotonic`]; `None` while nothing is waited for.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let of_jobs = self.jobs.values().filter_map(Job::poll_timeout);
-        of_jobs.chain(self.pool.poll_timeout()).chain(self.counted.again_at).min()
+        of_jobs.chain(self.pool.poll_timeout()).chain(self.counted.again_at()).min()
     }
 
     /// The same without the silence of workers: for whoever knows that none is silent, as a simulation does.
     pub fn poll_deadlines(&self) -> Option<Duration> {
         let of_jobs = self.jobs.values().filter_map(Job::poll_timeout);
-        of_jobs.chain(self.pool.poll_deadlines()).chain(self.counted.again_at).min()
+        of_jobs.chain(self.pool.poll_deadlines()).chain(self.counted.again_at()).min()
     }
 
     /// The incident of a job that is not over.

@@ -7,7 +7,6 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use toroid_torus::ids::{JobId, WorkerId};
 
@@ -16,36 +15,6 @@ use crate::clock::Now;
 use crate::job::Job;
 use crate::pool::Worker;
 use crate::scheduler::{self, Action, Decision, Plan, Situation};
-
-/// So many workers are looked at whenever one of them comes or goes.
-const FEW: usize = 1000;
-/// Of more, those that count are counted anew after so long while no job could start with all of them. A fleet that joins would else be
-/// looked at for each few workers more: a time that grows as the square of their number.
-const COUNTED_FOR: Duration = Duration::from_secs(1);
-
-/// When the workers that jobs wait for were counted.
-#[derive(Debug, Default)]
-pub(crate) struct Counted {
-    until: Option<Duration>,
-    /// Somebody has come or gone since.
-    pub(super) again_at: Option<Duration>,
-}
-
-impl Counted {
-    fn is_recent(&mut self, now: Now) -> bool {
-        if let Some(until) = self.until.filter(|until| now.monotonic < *until) {
-            self.again_at = Some(until);
-            return true;
-        }
-        (self.until, self.again_at) = (Some(now.monotonic + COUNTED_FOR), None);
-        false
-    }
-
-    /// It is time to count again.
-    pub(super) fn is_due(&mut self, now: Now) -> bool {
-        self.again_at.take_if(|at| *at <= now.monotonic).is_some()
-    }
-}
 
 impl Machine {
     /// Fills places where that has become possible, and says what everyone waits for.
@@ -112,7 +81,8 @@ impl Machine {
         }
         let needs = jobs.values().filter(waits).map(|job| job.record().spec.shape.world()).min();
         let are_too_few = needs.is_some_and(|needs| needs > cx.pool.len()) && !jobs.values().any(lacks);
-        if are_too_few && cx.pool.len() > FEW && self.counted.is_recent(now) {
+        let num = cx.pool.len();
+        if are_too_few && self.counted.is_recent(num, now) {
             return Plan::default();
         }
         let (jobs, cx) = self.split(now);
