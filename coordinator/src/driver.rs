@@ -17,6 +17,7 @@ mod curves;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
@@ -48,6 +49,10 @@ use crate::traces::{Subject, TraceIds, TraceOf};
 const MAX_COMMANDS_PER_TICK: usize = 4096;
 /// What so many workers say, who say it at a time, is decided about and stored at once.
 const MAX_COMMANDS_AT_ONCE: usize = 1024;
+/// Of the time that an epoch takes for a worker, a hundredth.
+const WAIT_PER_WORKER: Duration = Duration::from_micros(1);
+/// What a timer can tell.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 /// Why a driver has ended in good order.
 #[derive(Debug)]
@@ -272,6 +277,7 @@ impl Driver {
     async fn commands(&mut self, first: (Command, Span)) -> Result<usize, Stop> {
         let (mut next, mut num) = (Some(first), 0);
         let mut closed = Vec::new();
+        let mut has_waited = false;
         while let Some((command, span)) = next {
             num += 1;
             if let Err(request) = self.take(command, &mut closed) {
@@ -279,9 +285,23 @@ impl Driver {
                 self.command(request).instrument(span).await?;
             }
             next = if num < MAX_COMMANDS_AT_ONCE { self.waiting.command() } else { None };
+            if next.is_none() && !closed.is_empty() && !std::mem::replace(&mut has_waited, true) {
+                next = self.others_that_end().await;
+            }
         }
         self.settle(&mut closed).await?;
         Ok(num)
+    }
+
+    /// The workers of a host that dies end one after the other, within some milliseconds, and an epoch for each is more than one for all. What an epoch
+    /// costs grows with the workers, and so does the time that they are waited for; it is nothing where they are few.
+    async fn others_that_end(&mut self) -> Option<(Command, Span)> {
+        let wait = WAIT_PER_WORKER * u32::try_from(self.machine.num_workers()).unwrap_or(u32::MAX);
+        if wait < SHORTEST_WAIT {
+            return None;
+        }
+        tokio::time::sleep(wait).await;
+        self.waiting.command()
     }
 
     /// Has the machine take what a worker says, or what becomes of its stream: those that are `closed` hear until all is settled, so that whoever

@@ -186,6 +186,11 @@ impl Machine {
         self.jobs.get(job)?.incidents().open()
     }
 
+    /// Workers that are connected.
+    pub fn num_workers(&self) -> usize {
+        self.pool.len()
+    }
+
     /// Whose stream it is; nobody's before the worker is registered.
     pub fn worker_on(&self, stream: crate::StreamId) -> Option<&toroid_torus::ids::WorkerId> {
         self.pool.id_on(stream)
