@@ -247,6 +247,7 @@ pub fn growth(of: &[Report]) -> String {
         row("  processor a worker", &|r| Some(seconds(r.deaths[find(r)?].cpu_s / r.workers as f64)));
         row("  epochs", &|r| Some(format!("{:.1}", r.deaths[find(r)?].epochs)));
     }
+    row("DASHBOARDS, more", &|r| r.dashboards.as_ref().map(|d| percent(d.cores_more)));
     row("COORDINATOR DIES", &|r| r.restart.as_ref().map(|restart| seconds(restart.welcomed_s)));
     row("  processor", &|r| r.restart.as_ref().map(|restart| seconds(restart.cpu_s)));
     row("  epochs", &|r| r.restart.as_ref().map(|restart| restart.epochs.to_string()));
