@@ -20,6 +20,8 @@ pub(crate) enum Deadline {
     HostAside { host: String },
     /// Two workers are to dial each other, for the proof of this spare. The probe comes to nothing.
     Probe { spare: String },
+    /// Of many workers some have come or gone, and no job could start with all. Those that count are counted again.
+    Count,
 
     /// A worker cannot do what the job needs. It may show again that it can.
     Retry { worker: WorkerId },

@@ -13,18 +13,18 @@ pub(crate) fn facts(prepared: &proto::Prepared) -> DataFacts {
 /// In what a place differs from the others, as in `data 07ab and not 08cd`; nothing: it is of their job. Weights that either has not read do not count.
 pub(crate) fn differences(found: &DataFacts, known: &DataFacts) -> Vec<String> {
     let mut out = Vec::new();
-    let mut differs = |what: &str, found: String, known: String| {
-        if found != known {
-            out.push(format!("{what} {found} and not {known}"));
-        }
-    };
-    let data = |facts: &DataFacts| format!("{} ({} samples)", short(&facts.digest), facts.num_samples);
-    if found.digest != known.digest || found.num_samples != known.num_samples {
+    let mut differs = |what: &str, found: String, known: String| out.push(format!("{what} {found} and not {known}"));
+    if (&found.digest, found.num_samples) != (&known.digest, known.num_samples) {
+        let data = |facts: &DataFacts| format!("{} ({} samples)", short(&facts.digest), facts.num_samples);
         differs("data", data(found), data(known));
     }
-    differs("parameters", found.num_params.to_string(), known.num_params.to_string());
+    if found.num_params != known.num_params {
+        differs("parameters", found.num_params.to_string(), known.num_params.to_string());
+    }
     for (key, named) in &found.weights {
-        differs(key, short(named), short(known.weights.get(key).unwrap_or(named)));
+        if let Some(other) = known.weights.get(key).filter(|other| *other != named) {
+            differs(key, short(named), short(other));
+        }
     }
     out
 }

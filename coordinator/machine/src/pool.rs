@@ -123,12 +123,19 @@ pub struct Pool {
     look_at: Option<Duration>,
     /// For each worker that is probed [`Deadline::Probe`].
     deadlines: Deadlines,
+    /// Until then what was found of many workers stands for all of them.
+    counted_until: Option<Duration>,
 }
 
 /// Processes that are known as retired, at most.
 const MAX_RETIRED: usize = 1000;
 /// Workers that are cordoned, and hosts, at most each.
 pub const MAX_CORDONED: usize = 10_000;
+/// So many workers are looked at whenever one of them comes or goes.
+const FEW: usize = 1000;
+/// Of more, those that count are counted anew after so long while no job could start with all of them. A fleet that joins would else be
+/// looked at for each few workers more: a time that grows as the square of their number.
+const COUNTED_FOR: Duration = Duration::from_secs(1);
 
 impl Pool {
     pub fn get(&self, worker: &str) -> Option<&Worker> {
@@ -352,6 +359,25 @@ impl Pool {
     /// The same without the silence of workers.
     pub fn poll_deadlines(&self) -> Option<Duration> {
         self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).min()
+    }
+
+    /// Whether what was found of the workers may stand for now. If not, they are counted.
+    pub fn is_counted(&mut self, now: Duration) -> bool {
+        if self.len() <= FEW {
+            return false;
+        }
+        if let Some(until) = self.counted_until.filter(|until| now < *until) {
+            self.deadlines.set(Deadline::Count, until);
+            return true;
+        }
+        self.counted_until = Some(now + COUNTED_FOR);
+        self.deadlines.clear(&Deadline::Count);
+        false
+    }
+
+    /// Somebody has come or gone since, and it is time to count again.
+    pub fn is_count_due(&mut self, now: Duration) -> bool {
+        self.deadlines.has_passed(&Deadline::Count, now) && self.deadlines.clear(&Deadline::Count)
     }
 
     /// It stands out: its workers were lost again and again, and those of no other.

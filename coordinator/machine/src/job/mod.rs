@@ -454,7 +454,8 @@ impl Job {
             | Deadline::Retry { .. }
             | Deadline::WorkerAside { .. }
             | Deadline::HostAside { .. }
-            | Deadline::Probe { .. } => true,
+            | Deadline::Probe { .. }
+            | Deadline::Count => true,
         }
     }
 
@@ -498,7 +499,7 @@ impl Job {
                 }
             }
             Deadline::Retry { .. } => {}
-            Deadline::WorkerAside { .. } | Deadline::HostAside { .. } | Deadline::Probe { .. } => {
+            Deadline::WorkerAside { .. } | Deadline::HostAside { .. } | Deadline::Probe { .. } | Deadline::Count => {
                 unreachable!("{deadline:?} is a deadline of the pool")
             }
         }

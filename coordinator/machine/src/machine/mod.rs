@@ -3,7 +3,6 @@
 mod access;
 mod apart;
 mod cordon;
-mod counted;
 mod drain;
 mod retention;
 mod schedule;
@@ -18,7 +17,6 @@ use std::time::Duration;
 use toroid_torus::failpoint;
 use toroid_torus::ids::JobId;
 
-use self::counted::Counted;
 use crate::access::{Bindings, Tokens};
 use crate::apart::Apart;
 use crate::api::{Change, Input, Output, RequestError, RequestId, RestoreError};
@@ -47,7 +45,6 @@ pub struct Machine {
     next_probe: u64,
     /// `Assign` says where the workers are that a place has links with.
     names_peers: bool,
-    counted: Counted,
 }
 
 impl Machine {
@@ -100,7 +97,6 @@ impl Machine {
             apart: Apart::default(),
             next_probe: first_probe(now),
             names_peers: true,
-            counted: Counted::default(),
         };
         for record in jobs {
             let id = record.id.clone();
@@ -171,14 +167,12 @@ impl Machine {
 
     /// When the next deadline passes, by [`Now::monotonic`]; `None` while nothing is waited for.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let of_jobs = self.jobs.values().filter_map(Job::poll_timeout);
-        of_jobs.chain(self.pool.poll_timeout()).chain(self.counted.again_at()).min()
+        self.jobs.values().filter_map(Job::poll_timeout).chain(self.pool.poll_timeout()).min()
     }
 
     /// The same without the silence of workers: for whoever knows that none is silent, as a simulation does.
     pub fn poll_deadlines(&self) -> Option<Duration> {
-        let of_jobs = self.jobs.values().filter_map(Job::poll_timeout);
-        of_jobs.chain(self.pool.poll_deadlines()).chain(self.counted.again_at()).min()
+        self.jobs.values().filter_map(Job::poll_timeout).chain(self.pool.poll_deadlines()).min()
     }
 
     /// The incident of a job that is not over.

@@ -81,11 +81,9 @@ impl Machine {
         }
         let needs = jobs.values().filter(waits).map(|job| job.record().spec.shape.world()).min();
         let are_too_few = needs.is_some_and(|needs| needs > cx.pool.len()) && !jobs.values().any(lacks);
-        let num = cx.pool.len();
-        if are_too_few && self.counted.is_recent(num, now) {
+        if are_too_few && cx.pool.is_counted(now.monotonic) {
             return Plan::default();
         }
-        let (jobs, cx) = self.split(now);
         let free: BTreeSet<WorkerId> = cx
             .pool
             .spares()

@@ -308,7 +308,7 @@ impl Machine {
             let reason = format!("was silent for {} s", limit.as_secs_f64());
             self.drop_worker(stream, SeenBy::Silence, &reason, now);
         }
-        self.out.unsettled |= self.pool.forgive_until(now.monotonic) | self.counted.is_due(now);
+        self.out.unsettled |= self.pool.forgive_until(now.monotonic) | self.pool.is_count_due(now.monotonic);
         for job in self.jobs.values_mut() {
             self.out.unsettled |= job.expire_unfit(now.monotonic);
         }
