@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -37,8 +37,11 @@ const NUM_BEGINNINGS: usize = 3;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Whoever waits hears so often that it goes on.
 const SAY_EVERY: Duration = Duration::from_secs(1);
-/// Where no bound is given, so much of the file system stays free: one part of so many.
+/// Where no bound is given, what nobody uses leaves the cache until one part of so many of the file system is free.
 const FREE_PART: u64 = 10;
+/// What is needed is fetched as long as one part of so many stays free, or so many bytes: others write there, too.
+const LAST_PART: u64 = 100;
+const LAST_BYTES_MAX: u64 = 1 << 30;
 
 /// Why objects are not there as files.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +52,9 @@ pub enum CacheError {
     Io { action: &'static str, path: PathBuf, cause: io::Error },
     #[error("there is nothing at {url}: neither an object of this name nor any below it")]
     Nothing { url: String },
-    #[error("{url} has {num_bytes} bytes, and the cache in {} has room for {max_bytes} (a tenth of a file system stays free); make room there, or take less data", .folder.display())]
+    #[error("{url} has {num_bytes} bytes, and the cache in {} has room for {max_bytes} (1 GiB of its file system stays free, of a small one a hundredth); make room there, or take less data", .folder.display())]
     TooLarge { url: String, num_bytes: u64, max_bytes: u64, folder: PathBuf },
-    #[error("the cache in {} has no room for the {num_bytes} bytes of {url}: what else is in it ({in_use} bytes) is in use", .folder.display())]
+    #[error("the cache in {} has no room for the {num_bytes} bytes of {url}: what else is in it ({in_use} bytes) is in use; make room there, or take less data", .folder.display())]
     Full { url: String, num_bytes: u64, in_use: u64, folder: PathBuf },
     #[error("nobody needs {url} any more")]
     Over { url: String },
@@ -94,6 +97,23 @@ pub struct Cache {
     max_bytes: Option<u64>,
 }
 
+/// How many bytes all that is in a cache may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bound {
+    /// As long as there is something that nobody uses.
+    wanted: u64,
+    /// In any case.
+    most: u64,
+}
+
+impl Bound {
+    /// Of a file system with `all` bytes, of which `free` are, and `held` are the cache's.
+    fn of_file_system(all: u64, free: u64, held: u64) -> Bound {
+        let but = |stays_free| (free + held).saturating_sub(stays_free);
+        Bound { wanted: but(all / FREE_PART), most: but((all / LAST_PART).min(LAST_BYTES_MAX)) }
+    }
+}
+
 /// What is at a URL.
 struct Set {
     objects: Vec<Object>,
@@ -112,7 +132,7 @@ struct Piece {
 }
 
 impl Cache {
-    /// `max_bytes`: bound of all that is in it; `None` where a tenth of the file system is to stay free.
+    /// `max_bytes`: bound of all that is in it; `None` where it is that of the file system.
     pub fn new(folder: PathBuf, max_bytes: Option<u64>) -> Cache {
         Cache { folder, max_bytes }
     }
@@ -168,22 +188,25 @@ impl Cache {
             File::create(&path).and_then(|file| file.lock().map(|()| file)).map_err(|e| io_error("lock", &path, e))?;
         let mut entries = self.entries(&set.key).map_err(|e| io_error("list", &self.folder, e))?;
         let mut used: u64 = entries.iter().map(|entry| entry.num_bytes).sum();
-        let max_bytes = match self.max_bytes {
-            Some(max_bytes) => max_bytes,
+        let bound = match self.max_bytes {
+            Some(max_bytes) => Bound { wanted: max_bytes, most: max_bytes },
             None => {
                 let system =
                     rustix::fs::statvfs(&self.folder).map_err(|e| io_error("look at", &self.folder, e.into()))?;
-                let (free, all) = (system.f_bavail * system.f_frsize, system.f_blocks * system.f_frsize);
-                (free + used).saturating_sub(all / FREE_PART)
+                let partial = self.folder.join(format!("{}.partial", set.key));
+                // What was fetched before a kill is a part of what is to come.
+                let there = bytes_below(&partial).map_err(|e| io_error("look at", &partial, e))?;
+                let held = used + there;
+                Bound::of_file_system(system.f_blocks * system.f_frsize, system.f_bavail * system.f_frsize, held)
             }
         };
         let (url, num_bytes, folder) = (store.url_of(""), set.num_bytes, self.folder.clone());
-        if num_bytes > max_bytes {
-            return Err(CacheError::TooLarge { url, num_bytes, max_bytes, folder });
+        if num_bytes > bound.most {
+            return Err(CacheError::TooLarge { url, num_bytes, max_bytes: bound.most, folder });
         }
         entries.sort_by_key(|entry| entry.used);
         for entry in entries {
-            if used + num_bytes <= max_bytes {
+            if used + num_bytes <= bound.wanted {
                 break;
             }
             if entry.remove(&self.folder).map_err(|e| io_error("remove", &self.folder.join(&entry.key), e))? {
@@ -192,7 +215,7 @@ impl Cache {
             }
         }
         drop(room);
-        if used + num_bytes > max_bytes {
+        if used + num_bytes > bound.most {
             return Err(CacheError::Full { url, num_bytes, in_use: used, folder });
         }
         Ok(())
@@ -245,6 +268,21 @@ impl Entry {
         }
         Ok(true)
     }
+}
+
+/// Bytes that a folder's files take of their file system.
+fn bytes_below(folder: &Path) -> io::Result<u64> {
+    let mut num_bytes = 0;
+    let files = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        files => files?,
+    };
+    for file in files {
+        let file = file?;
+        let metadata = file.metadata()?;
+        num_bytes += if metadata.is_dir() { bytes_below(&file.path())? } else { metadata.blocks() * 512 };
+    }
+    Ok(num_bytes)
 }
 
 fn io_error(action: &'static str, path: &Path, cause: io::Error) -> CacheError {
@@ -393,4 +431,35 @@ fn fetch_piece(
         fs::rename(&fetching, path).map_err(cannot_write)?;
     }
     Ok(piece.end - piece.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_file_system_that_is_nearly_full_still_takes_what_is_needed() {
+        let bound = Bound::of_file_system(252 * GB, 20 * GB, 0);
+        assert_eq!(bound, Bound { wanted: 0, most: 20 * GB - (1 << 30) });
+        assert_eq!(Bound::of_file_system(10 * GB, GB, 3 * GB), Bound { wanted: 3 * GB, most: 3 * GB + 9 * GB / 10 });
+        assert_eq!(Bound::of_file_system(10 * GB, GB / 10, 0), Bound { wanted: 0, most: 0 });
+    }
+
+    #[test]
+    fn what_was_fetched_before_a_kill_has_its_room_already() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(bytes_below(&folder.path().join("none")).unwrap(), 0);
+        fs::create_dir(folder.path().join("deep")).unwrap();
+        for name in ["a", "deep/b.fetching"] {
+            fs::write(folder.path().join(name), vec![1; 100_000]).unwrap();
+        }
+        let num_bytes = bytes_below(folder.path()).unwrap();
+        assert!((200_000..300_000).contains(&num_bytes), "{num_bytes}");
+        let (all, left) = (10 * GB, GB);
+        let (before, after) =
+            (Bound::of_file_system(all, left, 0), Bound::of_file_system(all, left - num_bytes, num_bytes));
+        assert_eq!(before, after, "a kill changes nothing");
+    }
 }
