@@ -145,6 +145,44 @@ fn t8_t13_a_leader_that_was_stopped_changes_nothing() -> Result<()> {
     cluster.kill_workers(&[&leader.0])
 }
 
+/// T-8, T-13: an agent asks the coordinators in turn, as workers do, and its own end beside the leader's is nobody's, either.
+#[test]
+fn workers_behind_agents_follow_whoever_leads() -> Result<()> {
+    let etcd = Etcd::start(1)?;
+    let mut cluster = Cluster::with_coordinators(TOROID, &etcd.urls(), COORDINATORS, 0)?;
+    let agents = ["agent-1", "agent-2"];
+    for agent in agents {
+        let socket = cluster.start_agent(agent)?;
+        cluster.add_worker_behind(&socket)?;
+        cluster.add_worker_by_agent_alone(&socket)?;
+    }
+    let job_file = endless_job((1, 2, 2));
+    let id = cluster.submit(&job_file)?;
+    gets_on(&cluster, &id, "the first steps")?;
+
+    let leader = cluster.leader()?;
+    cluster.kill_workers(&[&leader.0])?;
+    next_leader(&cluster, &leader, Instant::now())?;
+    gets_on(&cluster, &id, "steps under the second leader")?;
+    cluster.start_coordinator_named(&leader.0)?;
+
+    let leader = cluster.leader()?;
+    cluster.signal(&leader.0, Signal::STOP)?;
+    next_leader(&cluster, &leader, Instant::now())?;
+    gets_on(&cluster, &id, "steps under the third leader")?;
+    cluster.signal(&leader.0, Signal::CONT)?;
+
+    let leader = cluster.leader()?;
+    cluster.kill_workers(&[&leader.0, agents[0]])?;
+    cluster.start_agent(agents[0])?;
+    next_leader(&cluster, &leader, Instant::now())?;
+    let job = gets_on(&cluster, &id, "steps under the fourth leader")?;
+    ensure!(job.epoch == 1 && job.incidents.is_empty(), "epoch {}: {:#?}", job.epoch, job.incidents);
+    let job = cluster.finish(&id)?;
+    ensure!(job.lost_steps == 0 && job.missing_steps == 0, "{} lost, {} missing", job.lost_steps, job.missing_steps);
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
+}
+
 #[test]
 fn t9_without_a_store_training_goes_on_and_that_is_said() -> Result<()> {
     let mut etcd = Etcd::start(3)?;

@@ -14,6 +14,7 @@ use crate::TOROID;
 
 /// Long enough that a busy machine makes nobody look dead.
 const FAILURE_TIMEOUT_MS: u32 = 3000;
+const AGENT: &str = "agent";
 const WAYS: (usize, usize, usize) = (1, 1, 4);
 
 /// A job at (1, 1, 4) with a spare, whose network is about to be cut.
@@ -26,8 +27,14 @@ struct Cut {
 
 impl Cut {
     fn start() -> Result<Cut> {
-        let cluster = Cluster::on_network(TOROID, 5, 1, FAILURE_TIMEOUT_MS)?;
+        Cut::of(Cluster::on_network(TOROID, 4, 1, FAILURE_TIMEOUT_MS)?)
+    }
+
+    /// Of as many workers as the job has places; the spare follows.
+    fn of(mut cluster: Cluster) -> Result<Cut> {
         let id = cluster.submit(&endless_job(WAYS))?;
+        cluster.wait_for(&id, "all places to be filled", is_whole)?;
+        cluster.add_worker(1)?;
         // Within the failure timeout step 20 comes, which is validated: whoever is not heard of then knows what nobody else may lose.
         let is_ready = |job: &Job| job.curve.len() >= 15 && job.spares == 1;
         let before = cluster.wait_for(&id, "step 15 and a spare", is_ready)?;
@@ -110,5 +117,23 @@ fn t1_a_worker_that_is_cut_off_from_the_coordinator_alone_is_replaced() -> Resul
     cut.cluster.heal()?;
     cut.is_back(&worker)?;
     cut.check_done(job.epoch)?;
+    Ok(())
+}
+
+/// The links still carry what its worker says, which has no other way to the coordinator: the worker is replaced, and comes back with the agent.
+#[test]
+fn t1_a_worker_behind_an_agent_that_is_cut_off_is_replaced_and_comes_back_behind_it() -> Result<()> {
+    let mut cluster = Cluster::on_network(TOROID, 3, 1, FAILURE_TIMEOUT_MS)?;
+    let socket = cluster.start_agent(AGENT)?;
+    let worker = cluster.add_worker_by_agent_alone(&socket)?;
+    let mut cut = Cut::of(cluster)?;
+    let place = cut.before.places.iter().find(|place| place.worker_id == worker).context("find its place")?;
+    ensure!(place.rank != 0, "what rank 0 alone says of validations while nobody hears it dies with it");
+    cut.cluster.cut(AGENT, network::Cut::All)?;
+    let (job, _) = cut.replaced(&[&worker])?;
+    cut.cluster.heal()?;
+    cut.is_back(&worker)?;
+    let done = cut.check_done(job.epoch)?;
+    ensure!(done.incidents.len() == 1, "one cut, but {:#?}", done.incidents);
     Ok(())
 }

@@ -447,7 +447,14 @@ impl Children {
     /// Starts an agent of this name, or starts it again, and returns its socket when it listens there.
     pub async fn start_agent(&mut self, name: &str) -> Result<PathBuf> {
         let (log, socket) = (self.log(name), self.dir.join(name));
-        let mut command = Command::new(&self.executable);
+        let mut command = match &mut self.network {
+            None => Command::new(&self.executable),
+            Some(network) => {
+                network.remove(name);
+                network.add(name)?;
+                network.command(name, &self.executable)?.into()
+            }
+        };
         wire(&mut command, &log)?;
         command.envs(self.environment.iter().cloned());
         command.args(["agent", "--die-with-parent", "--name", name, "--listen"]).arg(&socket);
