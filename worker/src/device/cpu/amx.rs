@@ -30,9 +30,10 @@ mod trap;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::avx512::{COLS, PANEL, ROW_STRIDE, STRIP, TILE, lanes, of_bf16, transposed};
-use super::operand::{Operand, Target};
+use super::operand::{Ahead, Operand, Target};
 use super::packed::with_packed;
 use super::portable::DEPTH;
 
@@ -45,6 +46,10 @@ const SIDE: usize = 16;
 const A_STRIDE: usize = 4 * ROW_STRIDE;
 const B_STRIDE: usize = 4 * PANEL;
 const SUMS_STRIDE: usize = 4 * PANEL;
+/// Depths of a block of `b` up to which four columns are packed at a time, as for AVX-512; sixteen are faster where each gives several lines.
+const SHORT: usize = 64;
+/// Lines of what the next product reads that are fetched beside four products of tiles.
+const LINES_AT_ONCE: usize = 32;
 const _: () = assert!(DEPTH.is_multiple_of(SIDE) && PANEL == 2 * SIDE && TILE >= SIDE * ROW_STRIDE);
 
 /// Eight tiles of 16 rows of 64 bytes, `tmm0` to `tmm7`, and the instructions for them. A row of an operand is 16 units, of sums 16 f32.
@@ -168,9 +173,9 @@ impl Drop for Registers {
     }
 }
 
-/// Sums of two tiles by two, `(32, 32)`.
+/// Sums of two tiles by two, `(32, 32)`; of a block that was multiplied all are there.
 #[repr(C, align(64))]
-struct Sums([f32; 2 * SIDE * PANEL]);
+struct Sums(MaybeUninit<[f32; 2 * SIDE * PANEL]>);
 
 /// A block of the result, of which so many rows and columns exist; at most 32 of either.
 #[derive(Clone, Copy)]
@@ -179,20 +184,45 @@ struct Extent {
     cols: usize,
 }
 
-/// Arguments as in [`product`](super::product::product).
+/// Where sums go that are not in the result yet.
+#[derive(Clone, Copy)]
+struct Pending {
+    extent: Extent,
+    to: Target,
+}
+
+/// What is done while tiles multiply, which takes no other part of the processor: the last block's sums go into the result, and what the next product
+/// reads comes.
+struct Aside<'a> {
+    sums: &'a Sums,
+    pending: Pending,
+    ahead: &'a mut Ahead,
+}
+
+/// Arguments as in [`product_before`](super::product::product_before).
 ///
 /// # Safety
 ///
 /// The machine has AVX-512 with BF16 and what `T` needs, the operands lie inside of their slices, each contiguous along one dim, and `c`
 /// has `a.rows` rows of `b.cols` elements that may be written and that no other thread touches meanwhile.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub unsafe fn product<T: Tiles>(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, stride: usize) {
+pub unsafe fn product<T: Tiles>(
+    alpha: f32,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    beta: f32,
+    c: *mut f32,
+    stride: usize,
+    mut ahead: Ahead,
+) {
     let (m, n, depth) = (a.rows, b.cols, a.cols);
     if m == 0 || n == 0 {
         return;
     }
     let num_tiles = m.div_ceil(SIDE);
-    let mut sums = Sums([0.0; _]);
+    let (mut first_sums, mut second_sums) = (Sums(MaybeUninit::uninit()), Sums(MaybeUninit::uninit()));
+    let (mut sums, mut last) = (&mut first_sums, &mut second_sums);
+    let mut pending = Pending { extent: Extent { rows: 0, cols: 0 }, to: Target { alpha, beta, c, stride } };
     with_packed(|packed_a, packed_b| {
         // SAFETY: the caller's; a product calls no other.
         let mut tiles = unsafe { T::configured() };
@@ -205,8 +235,12 @@ pub unsafe fn product<T: Tiles>(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta
                 // SAFETY: the block is inside of `b`, a tile's rows inside of `a` and of `c`; `packed_a` and `packed_b` have room for a
                 // strip and for a block, in whole tiles.
                 unsafe {
-                    of_bf16::pack_b(b, first, num, col, cols, packed_b);
-                    zero_past_the_end(num, cols, packed_b);
+                    if b.col_stride == 1 || num <= SHORT {
+                        of_bf16::pack_b(b, first, num, col, cols, packed_b);
+                        zero_past_the_end(num, cols, packed_b);
+                    } else {
+                        pack_b_by_depth(b, first, num, col, cols, packed_b);
+                    }
                     for strip in (0..num_tiles).step_by(STRIP) {
                         let num_tiles = STRIP.min(num_tiles - strip);
                         let bounds = std::array::from_fn(|i| ((strip + i) * SIDE).min(m));
@@ -220,15 +254,19 @@ pub unsafe fn product<T: Tiles>(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta
                             for panel in (0..cols).step_by(PANEL) {
                                 let extent = Extent { rows, cols: PANEL.min(cols - panel) };
                                 let (a, b) = (packed_a.add(i * TILE), packed_b.add(panel * DEPTH));
-                                multiply(&mut tiles, num.div_ceil(2), a, b, extent, &mut sums);
+                                let aside = Aside { sums: last, pending, ahead: &mut ahead };
+                                multiply(&mut tiles, num.div_ceil(2), a, b, extent, sums, aside);
                                 let c = c.add(row * stride + col + panel);
-                                write_back(&sums, extent, Target { alpha, beta, c, stride });
+                                pending = Pending { extent, to: Target { alpha, beta, c, stride } };
+                                std::mem::swap(&mut sums, &mut last);
                             }
                         }
                     }
                 }
             }
         }
+        // SAFETY: the block is inside of `c`.
+        unsafe { write_back(last, pending, 0..pending.extent.rows) };
     });
 }
 
@@ -276,6 +314,34 @@ unsafe fn pack_by_depth(a: Operand<'_>, bounds: &[usize], first: usize, num: usi
     }
 }
 
+/// Packs depths `first..first + num` of columns `col..col + cols` of a `b` that is contiguous along its depth, as [`of_bf16::pack_b`] does, and
+/// zeros up to a whole tile.
+// SAFETY: whoever calls has the instructions and keeps to the operand, as `product` does.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn pack_b_by_depth(b: Operand<'_>, first: usize, num: usize, col: usize, cols: usize, to: *mut u32) {
+    let data = b.data.as_ptr();
+    for half in 0..cols.div_ceil(PANEL) * 2 {
+        let (start, num_cols) = (col + half * SIDE, cols.saturating_sub(half * SIDE).min(SIDE));
+        for at in (0..num).step_by(2 * SIDE) {
+            let mut columns = [_mm512_setzero_si512(); SIDE];
+            // A loop of as many turns everywhere is unrolled, with vectors in registers.
+            for (i, x) in columns.iter_mut().enumerate() {
+                if i < num_cols {
+                    // SAFETY: the caller's.
+                    *x = unsafe { of_bf16::load_row(data.add((start + i) * b.col_stride + first + at), num - at) };
+                }
+            }
+            for (i, x) in transposed_square(columns).into_iter().enumerate() {
+                // SAFETY: panels are `PANEL * DEPTH` units apart, and `DEPTH` is whole tiles.
+                unsafe {
+                    let to = to.add(half / 2 * PANEL * DEPTH + half % 2 * SIDE + (at / 2 + i) * PANEL);
+                    _mm512_store_si512(to.cast(), x);
+                }
+            }
+        }
+    }
+}
+
 /// Row `i` of the result is element `i` of each row.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -312,12 +378,18 @@ unsafe fn multiply<T: Tiles>(
     b: *const u32,
     extent: Extent,
     sums: &mut Sums,
+    aside: Aside<'_>,
 ) {
+    let Aside { sums: last, pending, ahead } = aside;
     let (two_rows, two_cols) = (extent.rows > SIDE, extent.cols > SIDE);
     tiles.zero::<0>();
     tiles.zero::<1>();
     tiles.zero::<2>();
     tiles.zero::<3>();
+    let steps = units.div_ceil(SIDE);
+    let rows_at_once = pending.extent.rows.div_ceil(steps.max(1));
+    let (mut line, line_len) = ahead.take(LINES_AT_ONCE * steps, b.cast());
+    let mut row = 0;
     for unit in (0..units).step_by(SIDE) {
         // SAFETY: the caller's.
         unsafe {
@@ -336,9 +408,18 @@ unsafe fn multiply<T: Tiles>(
                     tiles.multiply::<3, 5, 7>();
                 }
             }
+            let end = (row + rows_at_once).min(pending.extent.rows);
+            write_back(last, pending, row..end);
+            row = end;
+        }
+        for _ in 0..LINES_AT_ONCE {
+            _mm_prefetch::<_MM_HINT_T1>(line.cast());
+            line = line.wrapping_add(line_len);
         }
     }
-    let to = sums.0.as_mut_ptr();
+    // SAFETY: the caller's.
+    unsafe { write_back(last, pending, row..pending.extent.rows) };
+    let to = sums.0.as_mut_ptr().cast::<f32>();
     // SAFETY: `sums` has 32 rows of 32.
     unsafe {
         tiles.store::<0>(to, SUMS_STRIDE);
@@ -351,15 +432,16 @@ unsafe fn multiply<T: Tiles>(
 // SAFETY: whoever calls has the instructions, and `extent` lies inside of `c`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn write_back(sums: &Sums, extent: Extent, to: Target) {
+unsafe fn write_back(sums: &Sums, Pending { extent, to }: Pending, rows: std::ops::Range<usize>) {
     let (alpha, beta) = (_mm512_set1_ps(to.alpha), _mm512_set1_ps(to.beta));
     let masks = [lanes(extent.cols), lanes(extent.cols.saturating_sub(SIDE))];
-    for row in 0..extent.rows {
+    for row in rows {
         for (half, mask) in masks.into_iter().enumerate() {
             let c = to.c.wrapping_add(row * to.stride + half * SIDE);
             // SAFETY: the sums have 32 rows of 32; lanes inside of `c` only, the caller's.
             unsafe {
-                let mut x = _mm512_mul_ps(_mm512_load_ps(sums.0.as_ptr().add(row * PANEL + half * SIDE)), alpha);
+                let mut x =
+                    _mm512_mul_ps(_mm512_load_ps(sums.0.as_ptr().cast::<f32>().add(row * PANEL + half * SIDE)), alpha);
                 if to.beta != 0.0 {
                     x = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, c), beta, x);
                 }

@@ -87,11 +87,6 @@ fn key_blocks(start: usize, first: usize, num: usize) -> impl Iterator<Item = (u
     (start..end).step_by(KEYS).map(move |key| (key, KEYS.min(end - key)))
 }
 
-/// Keys of the block at `key` that query `query` sees.
-fn visible(query: usize, key: usize, keys: usize) -> usize {
-    (query + 1).saturating_sub(key).min(keys)
-}
-
 pub fn forward(pool: &Pool, isa: Isa, kernel: Kernel, texts: Texts<'_>, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
     let dims = texts.dims;
     let blocks = dims.seq.div_ceil(QUERIES);
@@ -148,17 +143,17 @@ fn forward_block(
     let scale = 1.0 / (head_dim as f32).sqrt();
     let mut scores: Tile = [0.0; QUERIES * KEYS];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; QUERIES], [0.0_f32; QUERIES]);
+    let mut rescale = [0.0_f32; QUERIES];
     let out_row = |r: usize| to + r * out_len;
     for (key, keys) in key_blocks(start, first, num) {
         let (k, v) = (k.rows(key..key + keys), v.rows(key..key + keys));
         // SAFETY: the tile has `QUERIES` rows of `KEYS` and is this task's own.
         unsafe { product(kernel, scale, q, k.t(), 0.0, scores.as_mut_ptr(), KEYS) };
-        for r in 0..num {
-            let row = &mut scores[r * KEYS..r * KEYS + keys];
-            let rescale = online_softmax(isa, row, visible(first + r, key, keys), &mut max[r], &mut sum[r]);
-            if key > start {
+        online_softmax(isa, &mut scores, keys, first + 1 - key, &mut max[..num], &mut sum, &mut rescale);
+        if key > start {
+            for (r, rescale) in rescale.iter().enumerate().take(num) {
                 // SAFETY: this task's own part of the output.
-                scale_row(isa, rescale, unsafe { out.range(out_row(r)..out_row(r) + head_dim) });
+                scale_row(isa, *rescale, unsafe { out.range(out_row(r)..out_row(r) + head_dim) });
             }
         }
         let p = Operand { data: &scores, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
@@ -213,21 +208,48 @@ pub fn cached(
     });
 }
 
+/// Elements of a row of `keys` that query `r` of a tile sees, of which the first sees `seen`, and those that fill their last vector.
+#[inline(always)]
+fn lanes_seen(seen: usize, r: usize, keys: usize) -> (usize, usize) {
+    let seen = (seen + r).min(keys);
+    (seen, seen.next_multiple_of(simd::LANES).min(keys))
+}
+
 multiversion! {
-    /// Turns scores into `exp(score - max)` with the largest score so far, zeros from `visible` on; returns by how much
-    /// what was added up before must shrink.
-    fn online_softmax(row: &mut [f32], visible: usize, max: &mut f32, sum: &mut f32) -> f32 {
-        let (seen, hidden) = row.split_at_mut(visible);
-        hidden.fill(0.0);
-        let found = simd::max(seen);
-        let new = if found > *max { found } else { *max };
-        for x in seen.iter_mut() {
-            *x = simd::exp(*x - new);
+    /// Turns scores, a row of `keys` each query, into `exp(score - max)` with the largest score so far, zeros beyond what a query sees: the first sees
+    /// `seen` keys, each further one a key more. `rescale`: by how much what was added up before must shrink.
+    ///
+    /// What fills the last vector of what is seen becomes 0, and adds nothing to the sum. Rows are gone over three times, so that none waits for its own
+    /// maximum or sum.
+    fn online_softmax(
+        scores: &mut Tile,
+        keys: usize,
+        seen: usize,
+        max: &mut [f32],
+        sum: &mut [f32; QUERIES],
+        rescale: &mut [f32; QUERIES],
+    ) {
+        for (r, (row, max)) in scores.chunks_exact_mut(KEYS).zip(&mut *max).enumerate() {
+            let (seen, whole) = lanes_seen(seen, r, keys);
+            for hidden in &mut row[seen..whole] {
+                *hidden = f32::NEG_INFINITY;
+            }
+            let found = simd::max(&row[..whole]);
+            let new = if found > *max { found } else { *max };
+            rescale[r] = *max - new;
+            *max = new;
         }
-        let rescale = simd::exp(*max - new);
-        *sum = *sum * rescale + simd::sum_by(seen.len(), |i| seen[i]);
-        *max = new;
-        rescale
+        for (r, (row, max)) in scores.chunks_exact_mut(KEYS).zip(&*max).enumerate() {
+            let (_, whole) = lanes_seen(seen, r, keys);
+            let (row, hidden) = row[..keys].split_at_mut(whole);
+            simd::map(row, |x| simd::exp(x - max));
+            hidden.fill(0.0);
+        }
+        simd::map(&mut rescale[..max.len()], simd::exp);
+        for (r, row) in scores.chunks_exact(KEYS).enumerate().take(max.len()) {
+            let (_, whole) = lanes_seen(seen, r, keys);
+            sum[r] = sum[r] * rescale[r] + simd::sum_by(whole, |i| row[i]);
+        }
     }
 }
 
@@ -305,12 +327,8 @@ fn backward_block(
             product(kernel, scale, q, k.t(), 0.0, p.as_mut_ptr(), KEYS);
             product(kernel, 1.0, dout, v.t(), 0.0, ds.as_mut_ptr(), KEYS);
         }
-        for r in 0..num {
-            let row = r * KEYS..r * KEYS + keys;
-            let lse = saved.lse[head.lse + first + r];
-            let seen = visible(first + r, key, keys);
-            softmax_backward(isa, seen, lse, delta[r], scale, &mut p[row.clone()], &mut ds[row]);
-        }
+        let lse = &saved.lse[head.lse + first..][..num];
+        softmax_backward(isa, keys, first + 1 - key, lse, &delta, scale, &mut p, &mut ds);
         let tile = |data| Operand { data, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
         let add = if key > start { 1.0 } else { 0.0 };
         // SAFETY: the columns of this query head and of its key/value head are this task's own, for all rows of the
@@ -324,16 +342,28 @@ fn backward_block(
 }
 
 multiversion! {
-    /// `p`: scores to probabilities; `ds`: gradient of the probabilities to that of the products `q k`. Zeros from
-    /// `visible` on.
-    fn softmax_backward(visible: usize, lse: f32, delta: f32, scale: f32, p: &mut [f32], ds: &mut [f32]) {
-        let (p, p_hidden) = p.split_at_mut(visible);
-        let (ds, ds_hidden) = ds.split_at_mut(visible);
-        p_hidden.fill(0.0);
-        ds_hidden.fill(0.0);
-        for (p, ds) in p.iter_mut().zip(ds) {
-            *p = simd::exp(*p - lse);
-            *ds = *p * (*ds - delta) * scale;
+    /// `p`: scores to probabilities; `ds`: gradient of the probabilities to that of the products `q k`. Zeros beyond what a query sees, as in
+    /// [`online_softmax`].
+    fn softmax_backward(
+        keys: usize,
+        seen: usize,
+        lse: &[f32],
+        delta: &[f32; QUERIES],
+        scale: f32,
+        p: &mut Tile,
+        ds: &mut Tile,
+    ) {
+        let rows = p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS));
+        for (r, ((p, ds), lse)) in rows.zip(lse).enumerate() {
+            let (seen, whole) = lanes_seen(seen, r, keys);
+            simd::map_both(&mut p[..whole], &mut ds[..whole], |p, ds| {
+                let p = simd::exp(p - lse);
+                (p, p * (ds - delta[r]) * scale)
+            });
+            if seen < keys {
+                p[seen..keys].fill(0.0);
+                ds[seen..keys].fill(0.0);
+            }
         }
     }
 }

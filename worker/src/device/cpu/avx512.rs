@@ -15,6 +15,9 @@
 //! into tiles, and whichever rows share a tile, the bits are the same (D-1). bf16 flushes subnormal numbers to 0: so do the
 //! instructions.
 //!
+//! Where the caller knows what its next product reads ([`Ahead`]), that is fetched into L2 meanwhile, a line a unit: the weights of the next expert
+//! are in no cache, and a few rows alone use them.
+//!
 //! [`amx`](super::amx) packs with what is here.
 //!
 //! Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication".
@@ -38,6 +41,8 @@ pub(super) const ROW_STRIDE: usize = DEPTH + 16;
 const DEPTH_STRIDE: usize = 16;
 /// Tiles of a strip: as many rows of `a` are packed at a time, so that what is stored by depth is read in long runs.
 pub(super) const STRIP: usize = 8;
+/// Units of a block of `b` that are packed for all columns before the next ones, where its rows are contiguous: as many runs are read at a time.
+const RUNS: usize = 8;
 /// Units of a packed tile of `a`: room for either way.
 pub(super) const TILE: usize = 16 * ROW_STRIDE;
 const _: () = assert!(TILE >= ROWS * ROW_STRIDE && TILE >= DEPTH * DEPTH_STRIDE);
@@ -95,7 +100,7 @@ macro_rules! kind {
         $(#[$doc])*
         pub mod $kind {
             use crate::device::cpu::avx512::*;
-            use crate::device::cpu::operand::Operand;
+            use crate::device::cpu::operand::{Ahead, Operand};
 
             const UNIT: usize = $unit;
 
@@ -111,14 +116,22 @@ macro_rules! kind {
             #[target_feature(enable = $features)]
             $multiply_add
 
-            /// Arguments as in [`crate::device::cpu::product::product`].
+            /// Arguments as in [`crate::device::cpu::product::product_before`].
             ///
             /// # Safety
             ///
             /// The machine has the instructions, the operands lie inside of their slices, each contiguous along one dim, and `c` has
             /// `a.rows` rows of `b.cols` elements that may be written and that no other thread touches meanwhile.
             #[target_feature(enable = $features)]
-            pub unsafe fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, stride: usize) {
+            pub unsafe fn product(
+                alpha: f32,
+                a: Operand<'_>,
+                b: Operand<'_>,
+                beta: f32,
+                c: *mut f32,
+                stride: usize,
+                mut ahead: Ahead,
+            ) {
                 let (m, n, depth) = (a.rows, b.cols, a.cols);
                 let (tiles, by_depth) = (m.div_ceil(ROWS), a.col_stride != 1);
                 with_packed(|packed_a, packed_b| {
@@ -141,7 +154,8 @@ macro_rules! kind {
                                         let (row, rows) = (bounds[i], bounds[i + 1] - bounds[i]);
                                         let to = Target { alpha, beta, c: c.add(row * stride + col), stride };
                                         let packed_a = packed_a.add(i * TILE);
-                                        panels(rows, by_depth, num.div_ceil(UNIT), packed_a, packed_b, cols, to);
+                                        let units = num.div_ceil(UNIT);
+                                        panels(rows, by_depth, units, packed_a, packed_b, cols, to, &mut ahead);
                                     }
                                 }
                             }
@@ -196,20 +210,30 @@ macro_rules! kind {
             #[target_feature(enable = $features)]
             pub(in crate::device::cpu) unsafe fn pack_b(b: Operand<'_>, first: usize, num: usize, col: usize, cols: usize, to: *mut u32) {
                 let (units, data) = (num.div_ceil(UNIT), b.data.as_ptr());
+                let halves = cols.div_ceil(PANEL) * 2;
+                // Where a half of a panel is packed, and the first and the number of its columns.
+                let place = |half: usize| {
+                    let to = to.wrapping_add(half / 2 * PANEL * DEPTH + half % 2 * 16);
+                    (to, col + half * 16, cols.saturating_sub(half * 16).min(16))
+                };
                 // SAFETY: the caller's.
                 unsafe {
-                    for half in 0..cols.div_ceil(PANEL) * 2 {
-                        let to = to.add(half / 2 * PANEL * DEPTH + half % 2 * 16);
-                        let (start, num_cols) = (col + half * 16, cols.saturating_sub(half * 16).min(16));
+                    if b.col_stride == 1 {
+                        for run in (0..units).step_by(RUNS) {
+                            for (to, start, num_cols) in (0..halves).map(place) {
+                                for unit in run..units.min(run + RUNS) {
+                                    let from = data.wrapping_add((first + unit * UNIT) * b.row_stride + start);
+                                    let second = if unit * UNIT + 1 < num { from.wrapping_add(b.row_stride) } else { std::ptr::null() };
+                                    _mm512_storeu_si512(to.add(unit * PANEL).cast(), load_pair(from, second, num_cols));
+                                }
+                            }
+                        }
+                        return;
+                    }
+                    for (to, start, num_cols) in (0..halves).map(place) {
                         if num_cols == 0 {
                             for unit in 0..units {
                                 _mm512_storeu_si512(to.add(unit * PANEL).cast(), _mm512_setzero_si512());
-                            }
-                        } else if b.col_stride == 1 {
-                            for unit in 0..units {
-                                let from = data.add((first + unit * UNIT) * b.row_stride + start);
-                                let second = if unit * UNIT + 1 < num { from.wrapping_add(b.row_stride) } else { std::ptr::null() };
-                                _mm512_storeu_si512(to.add(unit * PANEL).cast(), load_pair(from, second, num_cols));
                             }
                         } else {
                             // Four columns at a time: sixteen would be as many streams that share a few sets of the cache.
@@ -237,13 +261,22 @@ macro_rules! kind {
             /// A packed tile of `a` times all panels of a packed block of `b`.
             // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[target_feature(enable = $features)]
-            unsafe fn panels(rows: usize, by_depth: bool, units: usize, a: *const u32, b: *const u32, cols: usize, to: Target) {
+            unsafe fn panels(
+                rows: usize,
+                by_depth: bool,
+                units: usize,
+                a: *const u32,
+                b: *const u32,
+                cols: usize,
+                to: Target,
+                ahead: &mut Ahead,
+            ) {
                 // SAFETY: the caller's.
                 unsafe {
                     if by_depth {
-                        by_rows!(rows, true, units, a, b, cols, to)
+                        by_rows!(rows, true, units, a, b, cols, to, ahead)
                     } else {
-                        by_rows!(rows, false, units, a, b, cols, to)
+                        by_rows!(rows, false, units, a, b, cols, to, ahead)
                     }
                 }
             }
@@ -256,11 +289,13 @@ macro_rules! kind {
                 b: *const u32,
                 cols: usize,
                 to: Target,
+                ahead: &mut Ahead,
             ) {
                 for col in (0..cols).step_by(PANEL) {
                     // SAFETY: the caller's; panels are `PANEL * DEPTH` units apart.
                     unsafe {
-                        tile::<R, BY_DEPTH>(units, a, b.add(col * DEPTH), cols - col, Target { c: to.c.add(col), ..to });
+                        let to = Target { c: to.c.add(col), ..to };
+                        tile::<R, BY_DEPTH>(units, a, b.add(col * DEPTH), cols - col, to, ahead);
                     }
                 }
             }
@@ -275,7 +310,9 @@ macro_rules! kind {
                 b: *const u32,
                 cols: usize,
                 to: Target,
+                ahead: &mut Ahead,
             ) {
+                let (mut line, line_len) = ahead.take(units, b.cast());
                 if to.beta != 0.0 {
                     // What is added to is in memory more often than in a cache: it comes while the sums are made.
                     for r in 0..R {
@@ -286,6 +323,8 @@ macro_rules! kind {
                 }
                 let mut acc = [[_mm512_setzero_ps(); 2]; R];
                 for unit in 0..units {
+                    _mm_prefetch::<_MM_HINT_T1>(line.cast());
+                    line = line.wrapping_add(line_len);
                     // SAFETY: the caller's.
                     unsafe {
                         let b0 = _mm512_load_si512(b.add(unit * PANEL).cast());
@@ -339,7 +378,7 @@ kind! {
     /// A unit is two bf16, the lower half first.
     of_bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", 2,
     // SAFETY: whoever calls has the instructions, and the first `num` elements are there.
-    unsafe fn load_row(from: *const f32, num: usize) -> __m512i {
+    pub(in crate::device::cpu) unsafe fn load_row(from: *const f32, num: usize) -> __m512i {
         // SAFETY: the first `num` elements are the caller's.
         unsafe {
             let low = _mm512_maskz_loadu_ps(lanes(num), from);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::operand::Operand;
 use super::pool::{Disjoint, Pool};
-use super::product::{Kernel, product};
+use super::product::{Kernel, product, product_before};
 
 /// Columns of a tile at least, where there are so many: the narrower it is, the more often rows of `a` are packed.
 const MIN_COLS: usize = 128;
@@ -73,12 +73,14 @@ impl Grouped<'_> {
             if rows.is_empty() {
                 return;
             }
+            // A thread has the experts in turn, as a rule.
+            let next = if expert + 1 < self.experts() { &w[(expert + 1) * n * k..(expert + 2) * n * k] } else { &[] };
             let w = &w[expert * n * k..(expert + 1) * n * k];
             let w = if transposed { Operand::new(w, n, k).t() } else { Operand::new(w, k, n) };
             let x = Operand::new(&x[rows.start * k..rows.end * k], rows.len(), k);
             let to = y.at(rows.start * n + cols.start);
             // SAFETY: the tiles do not overlap; `rows.end <= capacity`, and `y` has that many rows.
-            unsafe { product(kernel, 1.0, x, w.cols(cols), 0.0, to, n) };
+            unsafe { product_before(next, kernel, 1.0, x, w.cols(cols), 0.0, to, n) };
         });
     }
 

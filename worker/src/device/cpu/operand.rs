@@ -57,3 +57,32 @@ pub struct Target {
     /// Elements between rows.
     pub stride: usize,
 }
+
+/// What the next product reads and is in no cache, which is fetched while this one computes. Lines of 64 bytes, a few at a time.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    at: *const f32,
+    num_lines: usize,
+}
+
+/// Elements of a line.
+const LINE: usize = 16;
+
+impl Ahead {
+    pub fn of(next: &[f32]) -> Ahead {
+        Ahead { at: next.as_ptr(), num_lines: next.len().div_ceil(LINE) }
+    }
+
+    /// The next lines, `num` at most: the first, and elements from each to the one that follows. Where there are none left that is `else_at` and 0,
+    /// so that a loop may fetch without a look.
+    #[inline(always)]
+    pub fn take(&mut self, num: usize, else_at: *const f32) -> (*const f32, usize) {
+        if self.num_lines < num {
+            return (else_at, 0);
+        }
+        let first = self.at;
+        self.at = first.wrapping_add(num * LINE);
+        self.num_lines -= num;
+        (first, LINE)
+    }
+}

@@ -14,7 +14,7 @@
 
 use std::cell::RefCell;
 
-use super::operand::Operand;
+use super::operand::{Ahead, Operand};
 use super::portable;
 use super::simd::{Bf16, Isa};
 #[cfg(target_arch = "x86_64")]
@@ -55,6 +55,25 @@ pub unsafe fn product(
     c: *mut f32,
     c_stride: usize,
 ) {
+    // SAFETY: the caller's.
+    unsafe { product_before(&[], kernel, alpha, a, b, beta, c, c_stride) }
+}
+
+/// The same before another product that reads `next`, which is in no cache: kernels that have time for it fetch it.
+///
+/// # Safety
+///
+/// As [`product`].
+pub unsafe fn product_before(
+    next: &[f32],
+    kernel: Kernel,
+    alpha: f32,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    beta: f32,
+    c: *mut f32,
+    c_stride: usize,
+) {
     assert_eq!(a.cols, b.rows, "({}, {}) times ({}, {})", a.rows, a.cols, b.rows, b.cols);
     a.check();
     b.check();
@@ -64,23 +83,25 @@ pub unsafe fn product(
         return;
     }
     #[cfg(target_arch = "x86_64")]
+    let ahead = Ahead::of(next);
+    #[cfg(target_arch = "x86_64")]
     match (kernel.products, kernel.isa.has_avx512(), kernel.bf16) {
         // SAFETY: `check` keeps the operands inside of their slices, the machine has the instructions, the caller answers for `c`.
         (Products::F32 | Products::Tf32, true, _) => {
-            return unsafe { avx512::of_f32::product(alpha, a, b, beta, c, c_stride) };
+            return unsafe { avx512::of_f32::product(alpha, a, b, beta, c, c_stride, ahead) };
         }
         // SAFETY: as above.
         (Products::Bf16, true, Bf16::Avx512) => {
-            return unsafe { avx512::of_bf16::product(alpha, a, b, beta, c, c_stride) };
+            return unsafe { avx512::of_bf16::product(alpha, a, b, beta, c, c_stride, ahead) };
         }
         // SAFETY: as above; the system lets this process use the tiles, and a product begins no other.
         (Products::Bf16, true, Bf16::Amx) => {
-            return unsafe { amx::product::<amx::Registers>(alpha, a, b, beta, c, c_stride) };
+            return unsafe { amx::product::<amx::Registers>(alpha, a, b, beta, c, c_stride, ahead) };
         }
         // SAFETY: as above; nothing of it needs tiles.
         #[cfg(test)]
         (Products::Bf16, true, Bf16::Emulated) => {
-            return unsafe { amx::product::<amx::Emulated>(alpha, a, b, beta, c, c_stride) };
+            return unsafe { amx::product::<amx::Emulated>(alpha, a, b, beta, c, c_stride, ahead) };
         }
         _ => {}
     }
@@ -90,7 +111,7 @@ pub unsafe fn product(
         Products::Bf16 => {
             let f32 = Kernel { products: Products::F32, ..kernel };
             // SAFETY: the rounded operands are as long as they say; the caller answers for `c`.
-            with_rounded(a, b, |a, b| unsafe { product(f32, alpha, a, b, beta, c, c_stride) });
+            with_rounded(a, b, |a, b| unsafe { product_before(next, f32, alpha, a, b, beta, c, c_stride) });
         }
     }
 }
@@ -184,6 +205,23 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_fetched_for_the_next_product_changes_nothing_of_this_one() {
+        let (m, n, depth) = (33, 70, 520);
+        let (a, b) = (values(m * depth, 1), values(depth * n, 2));
+        let (a, b) = (Operand::new(&a, m, depth), Operand::new(&b, n, depth).t());
+        for kernel in alike().into_iter().flatten() {
+            let alone = in_tiles(kernel, a, b, m, n);
+            // Of less than is fetched at a time, of what ends meanwhile, and of more.
+            for len in [1, 100, 9000, 300_000] {
+                let (next, mut c) = (values(len, 3), vec![f32::NAN; m * n]);
+                // SAFETY: `c` has the elements of the product.
+                unsafe { product_before(&next, kernel, 1.0, a, b, 0.0, c.as_mut_ptr(), n) };
+                assert!(c == alone, "{kernel:?} before {len} elements");
             }
         }
     }

@@ -243,9 +243,10 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The sum of the lanes, as a tree.
-#[inline(always)]
-fn reduce(mut lanes: [f32; LANES]) -> f32 {
+/// The sum of the lanes, as a tree. A function of its own: inlined, its pairs make the compiler keep the lanes as pairs in the loop before it, too.
+#[inline(never)]
+fn reduce(lanes: &[f32; LANES]) -> f32 {
+    let mut lanes = *lanes;
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -271,7 +272,7 @@ pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     for l in 0..n - whole {
         lanes[l] += f(whole + l);
     }
-    reduce(lanes)
+    reduce(&lanes)
 }
 
 /// The largest element; NaN elements are passed over.
@@ -287,7 +288,49 @@ pub fn max(x: &[f32]) -> f32 {
     for (l, &v) in rest.iter().enumerate() {
         lanes[l] = if v > lanes[l] { v } else { lanes[l] };
     }
-    lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    largest(&lanes)
+}
+
+/// As [`reduce`], without NaN.
+#[inline(never)]
+fn largest(lanes: &[f32; LANES]) -> f32 {
+    let mut lanes = *lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = if lanes[l + width] > lanes[l] { lanes[l + width] } else { lanes[l] };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `x = f(x)` of each element, a vector at a time.
+#[inline(always)]
+pub fn map(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for x in chunk {
+            *x = f(*x);
+        }
+    }
+    for x in rest {
+        *x = f(*x);
+    }
+}
+
+/// `(x, y) = f(x, y)` of each pair of elements, a vector at a time; both are as long.
+#[inline(always)]
+pub fn map_both(x: &mut [f32], y: &mut [f32], f: impl Fn(f32, f32) -> (f32, f32)) {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks_mut::<LANES>(), y.as_chunks_mut::<LANES>());
+    for (x, y) in x.iter_mut().zip(y) {
+        for l in 0..LANES {
+            (x[l], y[l]) = f(x[l], y[l]);
+        }
+    }
+    for (x, y) in x_rest.iter_mut().zip(y_rest) {
+        (*x, *y) = f(*x, *y);
+    }
 }
 
 #[cfg(test)]

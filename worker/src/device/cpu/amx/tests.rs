@@ -182,7 +182,7 @@ fn a_product_is_near_the_exact_one_and_is_scaled_and_added_to_what_is_there() {
             let mut c = if beta == 0.0 { vec![f32::NAN; m * n] } else { there.clone() };
             let (a, b) = (Operand::new(&a, m, depth), Operand::new(&b, depth, n));
             // SAFETY: the machine can pack, and `c` has the elements of the product.
-            unsafe { product::<Emulated>(alpha, a, b, beta, c.as_mut_ptr(), n) };
+            unsafe { product::<Emulated>(alpha, a, b, beta, c.as_mut_ptr(), n, Ahead::of(&[])) };
             for (i, found) in c.iter().enumerate() {
                 let products = (0..depth).map(|k| x[i / n * depth + k] * y[k * n + i % n]);
                 let (sum, of_sizes) = products.fold((0.0, 0.0), |(sum, sizes), x| (sum + x, sizes + x.abs()));
@@ -205,7 +205,7 @@ fn what_an_earlier_product_left_among_the_packed_operands_is_not_seen() {
         let mut c = vec![0.0; m * n];
         let (a, b) = (Operand::new(a, depth, m).t(), Operand::new(b, depth, n));
         // SAFETY: the machine can pack, and `c` has the elements of the product.
-        unsafe { product::<Emulated>(1.0, a, b, 0.0, c.as_mut_ptr(), n) };
+        unsafe { product::<Emulated>(1.0, a, b, 0.0, c.as_mut_ptr(), n, Ahead::of(&[])) };
         c
     };
     let shape = (5, 19, 37);
@@ -235,8 +235,8 @@ fn the_assembly_does_as_the_emulation() {
         // SAFETY: the machine can pack, what it lacks of tiles traps, and `c` has the elements of the product.
         unsafe {
             match is_assembly {
-                true => product::<Registers>(0.5, a, b, 2.0, c.as_mut_ptr(), n),
-                false => product::<Emulated>(0.5, a, b, 2.0, c.as_mut_ptr(), n),
+                true => product::<Registers>(0.5, a, b, 2.0, c.as_mut_ptr(), n, Ahead::of(&[])),
+                false => product::<Emulated>(0.5, a, b, 2.0, c.as_mut_ptr(), n, Ahead::of(&[])),
             }
         }
         c
