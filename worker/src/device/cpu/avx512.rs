@@ -15,7 +15,7 @@
 //! into tiles, and whichever rows share a tile, the bits are the same (D-1). bf16 flushes subnormal numbers to 0: so do the
 //! instructions.
 //!
-//! Where the caller knows what its next product reads ([`Ahead`]), that is fetched into L2 meanwhile, a line a unit: the weights of the next expert
+//! Where the caller knows what its next product reads ([`Ahead`](super::operand::Ahead)), that is fetched into L2 meanwhile, a line a unit: the weights of the next expert
 //! are in no cache, and a few rows alone use them.
 //!
 //! [`amx`](super::amx) packs with what is here.
