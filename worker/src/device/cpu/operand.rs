@@ -73,8 +73,8 @@ impl Ahead {
         Ahead { at: next.as_ptr(), num_lines: next.len().div_ceil(LINE) }
     }
 
-    /// The next lines, `num` at most: the first, and elements from each to the one that follows. Where there are none left that is `else_at` and 0,
-    /// so that a loop may fetch without a look.
+    /// `num` more lines: the first, and elements from each to the one that follows. Where fewer are left that is `else_at` and 0, so that a loop may
+    /// fetch without a look.
     #[inline(always)]
     pub fn take(&mut self, num: usize, else_at: *const f32) -> (*const f32, usize) {
         if self.num_lines < num {
