@@ -79,7 +79,11 @@ fn a_cluster_answers_in_json_and_explains_a_death() -> Result<()> {
     let at = step.to_string();
     let pinned = json(&on(&cluster, &["checkpoint", "pin", &id, &at, "-o", "json"])?)?;
     ensure!(pinned["step"] == step && pinned["path"].as_str().is_some_and(|path| path.ends_with(&at)), "{pinned}");
-    let table = String::from_utf8(on(&cluster, &["checkpoint", "list", &id])?.stdout)?;
+    // Where `toroid local` has left a job of the same id, it is still the coordinator's that was named.
+    let elsewhere = cluster.path().join("elsewhere");
+    std::fs::create_dir_all(elsewhere.join(".toroid/coordinator/jobs").join(&id).join("checkpoints"))?;
+    let line = ["checkpoint", "list", &id, "--coordinator", &cluster.url()];
+    let table = String::from_utf8(TOROID.command().args(line).current_dir(&elsewhere).output()?.stdout)?;
     let row = table.lines().find(|line| line.starts_with(&at)).context("the checkpoint is listed")?;
     ensure!(table.contains("KEPT") && row.contains("pinned"), "{table}");
     check_exit(&on(&cluster, &["checkpoint", "pin", &id, "7777777"])?, 5, "has no checkpoint of step 7777777")?;

@@ -234,7 +234,7 @@ pub struct Which {
 #[derive(Debug, clap::Args)]
 pub struct Place {
     /// A folder of checkpoints, one checkpoint's folder, the folder of a job, of a coordinator or of `toroid local`; or a
-    /// job's id, looked for in .toroid and then at the coordinator
+    /// job's id: at the coordinator that is named, else in .toroid and then at the coordinator
     #[arg(value_name = "PATH_OR_JOB")]
     path_or_job: String,
     #[command(flatten)]

@@ -85,6 +85,12 @@ impl Connection {
     pub async fn open(&self) -> Result<Client> {
         Client::find(&self.access()?).await
     }
+
+    /// The user has said which coordinator, by a flag or the environment.
+    pub fn is_named(&self) -> bool {
+        let default = parse_url(DEFAULT_COORDINATOR);
+        self.coordinator.len() != 1 || self.coordinator.first() != default.as_ref().ok()
+    }
 }
 
 /// Shows a token with each call.

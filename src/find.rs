@@ -54,7 +54,7 @@ impl Found {
     }
 }
 
-/// A path that exists comes first, then a job of `.toroid`, then a job of the coordinator.
+/// A path that exists comes first. Then a job: of the coordinator that the user has named, else of `.toroid`, else of the coordinator that is there by default.
 pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<Found> {
     let path = Path::new(path_or_job);
     if path_or_job.contains("://") || path.exists() {
@@ -66,12 +66,17 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
         )));
     }
     let local_job = Path::new(LOCAL_DIR).join(COORDINATOR_DIR).join(JOBS_DIR).join(path_or_job);
-    if local_job.is_dir() {
+    // Ids are those of a coordinator: what is here may be another's job.
+    if !connection.is_named() && local_job.is_dir() {
         return of_job_folder(&local_job);
     }
     let asked = async { connection.open().await?.job(path_or_job, false).await };
-    let not_here =
-        || format!("{path_or_job} is neither a folder here nor a job in {LOCAL_DIR}, so the coordinator was asked");
+    let not_here = || match connection.is_named() {
+        true => format!("{path_or_job} is no folder here, so the coordinator was asked"),
+        false => {
+            format!("{path_or_job} is neither a folder here nor a job in {LOCAL_DIR}, so the coordinator was asked")
+        }
+    };
     let job = asked.await.with_context(not_here)?;
     let root =
         root_of_job(&job.job_toml, &job.folder).with_context(|| format!("read the job file of {path_or_job}"))?;
@@ -237,7 +242,7 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("empty/jobs"))?;
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
         for (text, expected) in [
-            ("no-such-job-9".to_string(), ["neither a folder here nor a job", "127.0.0.1:0"]),
+            ("no-such-job-9".to_string(), ["is no folder here, so the coordinator was asked", "127.0.0.1:0"]),
             (path("none"), ["there is no folder", "toroid jobs"]),
             (path("file"), ["is a file", "folder of checkpoints"]),
             (path("empty"), ["no job", "empty"]),
