@@ -86,7 +86,7 @@ impl Connection {
         Client::find(&self.access()?).await
     }
 
-    /// The user has said which coordinator, by a flag or the environment.
+    /// The user has said, by a flag or the environment, that it is another coordinator than the default one.
     pub fn is_named(&self) -> bool {
         let default = parse_url(DEFAULT_COORDINATOR);
         self.coordinator.len() != 1 || self.coordinator.first() != default.as_ref().ok()

@@ -406,10 +406,7 @@ impl Children {
         // Of this run alone.
         File::create(&log).with_context(|| format!("make the log {}", log.display()))?;
         let line: Vec<&OsStr> = special.through.iter().map(OsStr::new).chain([self.executable.as_os_str()]).collect();
-        let (address, mut command) = match &mut self.network {
-            None => (Ipv4Addr::LOCALHOST, Command::new(line[0])),
-            Some(network) => (network.add(&id)?, network.command(&id, Path::new(line[0]))?.into()),
-        };
+        let (address, mut command) = command_on(&mut self.network, &id, Path::new(line[0]))?;
         command.args(&line[1..]);
         wire(&mut command, &log)?;
         command.envs(self.environment.iter().cloned());
@@ -447,14 +444,10 @@ impl Children {
     /// Starts an agent of this name, or starts it again, and returns its socket when it listens there.
     pub async fn start_agent(&mut self, name: &str) -> Result<PathBuf> {
         let (log, socket) = (self.log(name), self.dir.join(name));
-        let mut command = match &mut self.network {
-            None => Command::new(&self.executable),
-            Some(network) => {
-                network.remove(name);
-                network.add(name)?;
-                network.command(name, &self.executable)?.into()
-            }
-        };
+        if let Some(network) = &mut self.network {
+            network.remove(name);
+        }
+        let (_, mut command) = command_on(&mut self.network, name, &self.executable)?;
         wire(&mut command, &log)?;
         command.envs(self.environment.iter().cloned());
         command.args(["agent", "--die-with-parent", "--name", name, "--listen"]).arg(&socket);
@@ -530,6 +523,14 @@ impl Children {
         }
         self.stop().await;
     }
+}
+
+/// Runs `program` for a child where its network is, of its own where there is one; with the address that it has there.
+fn command_on(network: &mut Option<Network>, child: &str, program: &Path) -> Result<(Ipv4Addr, Command)> {
+    Ok(match network {
+        None => (Ipv4Addr::LOCALHOST, Command::new(program)),
+        Some(network) => (network.add(child)?, network.command(child, program)?.into()),
+    })
 }
 
 /// Where a child's words go; its standard input says that this process lives.

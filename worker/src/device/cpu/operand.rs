@@ -59,6 +59,7 @@ pub struct Target {
 }
 
 /// What the next product reads and is in no cache, which is fetched while this one computes. Lines of 64 bytes, a few at a time.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub struct Ahead {
     at: *const f32,
@@ -66,8 +67,10 @@ pub struct Ahead {
 }
 
 /// Elements of a line.
+#[cfg(target_arch = "x86_64")]
 const LINE: usize = 16;
 
+#[cfg(target_arch = "x86_64")]
 impl Ahead {
     pub fn of(next: &[f32]) -> Ahead {
         Ahead { at: next.as_ptr(), num_lines: next.len().div_ceil(LINE) }

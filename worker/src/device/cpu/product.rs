@@ -14,7 +14,9 @@
 
 use std::cell::RefCell;
 
-use super::operand::{Ahead, Operand};
+#[cfg(target_arch = "x86_64")]
+use super::operand::Ahead;
+use super::operand::Operand;
 use super::portable;
 use super::simd::{Bf16, Isa};
 #[cfg(target_arch = "x86_64")]

@@ -243,18 +243,30 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The sum of the lanes, as a tree. A function of its own: inlined, its pairs make the compiler keep the lanes as pairs in the loop before it, too.
-#[inline(never)]
-fn reduce(lanes: &[f32; LANES]) -> f32 {
+/// One value of the lanes, as a tree of `f`.
+#[inline(always)]
+fn tree(lanes: &[f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = *lanes;
     let mut width = LANES / 2;
     while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
+        for l in 0..width {
+            lanes[l] = f(lanes[l], lanes[l + width]);
         }
         width /= 2;
     }
     lanes[0]
+}
+
+/// The sum of the lanes. A function of its own: inlined, its pairs make the compiler keep the lanes as pairs in the loop before it, too.
+#[inline(never)]
+fn reduce(lanes: &[f32; LANES]) -> f32 {
+    tree(lanes, |a, b| a + b)
+}
+
+/// The largest of the lanes, none of which is NaN; apart as [`reduce`].
+#[inline(never)]
+fn largest(lanes: &[f32; LANES]) -> f32 {
+    tree(lanes, |a, b| if b > a { b } else { a })
 }
 
 /// `sum_i f(i)` for `i` in `0..n`, lane `i % LANES`.
@@ -289,20 +301,6 @@ pub fn max(x: &[f32]) -> f32 {
         lanes[l] = if v > lanes[l] { v } else { lanes[l] };
     }
     largest(&lanes)
-}
-
-/// As [`reduce`], without NaN.
-#[inline(never)]
-fn largest(lanes: &[f32; LANES]) -> f32 {
-    let mut lanes = *lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            lanes[l] = if lanes[l + width] > lanes[l] { lanes[l + width] } else { lanes[l] };
-        }
-        width /= 2;
-    }
-    lanes[0]
 }
 
 /// `x = f(x)` of each element, a vector at a time.
